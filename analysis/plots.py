@@ -1,0 +1,267 @@
+"""The figures of a sweep: the trade-off, the heat maps and a static picture of the trade-off.
+
+Curves over settings and poison rates are in `curves`. All take the values of `summaries` and `worst`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.columns import TWIN, shown
+from analysis.exports import with_interval
+from analysis.looks import (
+    ASR_TITLE,
+    CACC_TITLE,
+    MATPLOTLIB_SYMBOLS,
+    SHARE_RANGE,
+    SYMBOLS,
+    UNDEFENDED,
+    WORST_CASE,
+    cacc_range,
+    error_bars,
+    hover,
+    layout,
+    menu,
+    plain,
+    style_of,
+)
+from analysis.summaries import Estimate, Summary
+from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
+from analysis.worst import WorstCase
+from backdoor_core.errors import DataError, DependencyError
+
+_CELLS_BESIDE = 9
+"""Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
+
+
+def tradeoff_figure(
+    summaries: Sequence[Summary], worst: Sequence[WorstCase], setup: tuple[str, str]
+) -> go.Figure | None:
+    """ASR against CACC with the Pareto front, for the worst case and, by a menu, for each attack cell.
+
+    None where no cell of the setup has both numbers.
+    """
+    choices = _choices(summaries, worst, setup)
+    if not choices:
+        return None
+    styles = style_of(summary.defense for summary in summaries)
+    figure = go.Figure()
+    owners: list[str] = []
+    for name, points in choices.items():
+        traces = [*_defense_traces(points, styles), _front_trace(points)]
+        for trace in traces:
+            trace.visible = len(owners) == 0 or owners[0] == name
+            figure.add_trace(trace)
+            owners.append(name)
+    every = [point for points in choices.values() for point in points]
+    ends = [
+        value
+        for point in every
+        for value in (point.cacc.mean, point.cacc.low, point.cacc.high)
+        if value is not None
+    ]
+    figure.update_layout(
+        **layout(560, updatemenus=[menu(list(choices), owners)], margin={"t": 80, "b": 60}),
+        xaxis={"title": ASR_TITLE, "range": SHARE_RANGE, "tickformat": ".1f"},
+        yaxis={"title": CACC_TITLE, "range": cacc_range(ends)},
+    )
+    return figure
+
+
+def _choices(
+    summaries: Sequence[Summary], worst: Sequence[WorstCase], setup: tuple[str, str]
+) -> dict[str, list[Point]]:
+    cells = dict.fromkeys(s.cell for s in summaries if s.setup == setup)
+    choices = {WORST_CASE: worst_points(worst, setup)}
+    choices |= {f"Against {cell}": cell_points(summaries, setup, cell) for cell in cells}
+    return {name: points for name, points in choices.items() if points}
+
+
+def _defense_traces(
+    points: Sequence[Point], styles: Mapping[str, tuple[str, int]]
+) -> list[go.Scatter]:
+    traces = []
+    for defense in dict.fromkeys(point.defense for point in points):
+        mine = [point for point in points if point.defense == defense]
+        colour, symbol = styles[defense]
+        asr, cacc = [point.asr for point in mine], [point.cacc for point in mine]
+        traces.append(
+            go.Scatter(
+                x=[estimate.mean for estimate in asr],
+                y=[estimate.mean for estimate in cacc],
+                error_x=error_bars(asr),
+                error_y=error_bars(cacc),
+                mode="markers",
+                name=plain(defense if defense != TWIN else UNDEFENDED),
+                marker={
+                    "color": colour,
+                    "size": 11,
+                    "symbol": [SYMBOLS[symbol] + "-open" * (not p.ranked) for p in mine],
+                    "line": {"width": 1.5, "color": colour},
+                },
+                hovertext=[_point_text(point) for point in mine],
+                hoverinfo="text",
+            )
+        )
+    return traces
+
+
+def _point_text(point: Point) -> str:
+    lines = {
+        "": point.setting,
+        "ASR": with_interval(point.asr),
+        "CACC": with_interval(point.cacc),
+        "CACC drop": with_interval(point.cacc_drop),
+        "Seeds": str(point.asr.n),
+    }
+    lines |= {name: shown(value) for name, value in sorted(point.settings.items())}
+    if point.note:
+        lines["Note"] = point.note
+    return hover(lines)
+
+
+def _front_trace(points: Sequence[Point]) -> go.Scatter:
+    front = pareto_front(points)
+    return go.Scatter(
+        x=[point.asr.mean for point in front],
+        y=[point.cacc.mean for point in front],
+        mode="lines",
+        line={"color": "#333333", "width": 1.5, "dash": "dash", "shape": "hv"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+
+
+def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure | None:
+    """ASR and CACC drop for each attack cell (across) and defense setting (down).
+
+    None where the setup has no number at all.
+    """
+    mine = [summary for summary in summaries if summary.setup == setup]
+    cells = list(dict.fromkeys(summary.cell for summary in mine))
+    settings = list(dict.fromkeys(summary.setting for summary in mine))
+    panels = [("Attack success rate", "asr"), ("CACC drop", "cacc_drop")]
+    if all(summary.of(metric).mean is None for summary in mine for _, metric in panels):
+        return None
+    beside = len(cells) <= _CELLS_BESIDE
+    height = 230 + 28 * len(settings) * (1 if beside else 2)
+    figure = make_subplots(
+        **({"cols": 2, "rows": 1} if beside else {"cols": 1, "rows": 2}),
+        subplot_titles=[title for title, _ in panels],
+        shared_yaxes=beside,
+        shared_xaxes=not beside,
+        horizontal_spacing=0.03,
+        vertical_spacing=0 if beside else 50 / height,
+    )
+    for place, (title, metric) in enumerate(panels, start=1):
+        trace = _heat_map(mine, cells, settings, metric, title)
+        figure.add_trace(trace, row=1 if beside else place, col=place if beside else 1)
+    margin = {"t": 50, "b": 20, "l": 20, "r": 20}
+    figure.update_layout(**layout(height, margin=margin, plot_bgcolor="#E4E4E4"))
+    figure.update_xaxes(tickangle=-40, automargin=True, type="category", showgrid=False)
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category", showgrid=False)
+    return figure
+
+
+def _heat_map(
+    mine: Iterable[Summary],
+    cells: Sequence[str],
+    settings: Sequence[str],
+    metric: str,
+    title: str,
+) -> go.Heatmap:
+    found = {(summary.setting, summary.cell): summary.of(metric) for summary in mine}
+    grid = [[found.get((setting, cell), Estimate()) for cell in cells] for setting in settings]
+    means = [abs(e.mean) for row in grid for e in row if e.mean is not None]
+    reach = max([*means, 0.05])
+    colours: dict[str, Any] = (
+        {"colorscale": "Cividis", "zmin": 0, "zmax": 1}
+        if metric == "asr"
+        else {"colorscale": "RdBu", "reversescale": True, "zmin": -reach, "zmax": reach}
+    )
+    return go.Heatmap(
+        x=[plain(cell) for cell in cells],
+        y=[plain(setting) for setting in settings],
+        z=[[estimate.mean for estimate in row] for row in grid],
+        text=[["" if e.mean is None else f"{e.mean:.2f}" for e in row] for row in grid],
+        texttemplate="%{text}",
+        textfont={"size": 11},
+        hovertext=[
+            [
+                hover({"": setting, "Attack cell": cell, title: with_interval(estimate)})
+                for cell, estimate in zip(cells, row, strict=True)
+            ]
+            for setting, row in zip(settings, grid, strict=True)
+        ],
+        hoverinfo="text",
+        xgap=1,
+        ygap=1,
+        showscale=False,
+        **colours,
+    )
+
+
+def static_tradeoff(worst: Sequence[WorstCase], setup: tuple[str, str]) -> str:
+    """The worst-case trade-off of one setup as the text of an SVG picture, for a README or a paper.
+
+    Raises DependencyError without matplotlib (the `notebook` extra), DataError where there is no point.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyError(
+            "a static picture needs matplotlib; install the extra: pip install 'backdoor-sweeps[notebook]'"
+        ) from error
+    points = worst_points(worst, setup)
+    if not points:
+        raise DataError(f"no defense setting of {' with '.join(setup)} has both ASR and CACC")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    styles = style_of(case.defense for case in worst)
+    for defense, ranked in dict.fromkeys((point.defense, point.ranked) for point in points):
+        mine = [p for p in points if (p.defense, p.ranked) == (defense, ranked)]
+        _draw(axes, mine, styles[defense])
+    front = pareto_front(points)
+    axes.step(
+        [point.asr.mean or 0.0 for point in front],
+        [point.cacc.mean or 0.0 for point in front],
+        where="post",
+        color="#333333",
+        linestyle="--",
+        linewidth=1,
+        label="Pareto front",
+    )
+    axes.set(xlim=SHARE_RANGE, xlabel=f"{ASR_TITLE}, worst case", ylabel=CACC_TITLE)
+    axes.set_title(" with ".join(setup).replace("$", r"\$"), fontsize=11)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    sink = io.StringIO()
+    with rc_context({"svg.hashsalt": "backdoor-sweeps"}):  # equal data, equal file
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    return sink.getvalue()
+
+
+def _draw(axes: Any, points: Sequence[Point], style: tuple[str, int]) -> None:
+    """Points of one defense on matplotlib's axes, hollow where they are not ranked."""
+    x, y = [point.asr for point in points], [point.cacc for point in points]
+    across, along = error_bars(x), error_bars(y)
+    name = points[0].defense if points[0].defense != TWIN else UNDEFENDED
+    name = name.replace("$", r"\$")  # not the start of a formula
+    axes.errorbar(
+        [estimate.mean or 0.0 for estimate in x],
+        [estimate.mean or 0.0 for estimate in y],
+        xerr=[across["arrayminus"], across["array"]],
+        yerr=[along["arrayminus"], along["array"]],
+        fmt=MATPLOTLIB_SYMBOLS[style[1]],
+        color=style[0],
+        markerfacecolor=style[0] if points[0].ranked else "none",
+        linewidth=0.8,
+        capsize=2,
+        label=name if points[0].ranked else f"{name} (not ranked)",
+    )

@@ -1,0 +1,1 @@
+"""One attack a file; the file's name is its name in the catalog."""

@@ -1,0 +1,225 @@
+"""Defenses: what repairs, filters, retrains or guards; and the view through which each sees the world.
+
+A defense overrides hooks of the pipeline and reads everything through its `View`, which holds what its declared
+access names and nothing else. What a fitted defense leaves is a `Guard`, whose costly part is `observe`; the cheap
+part, `Defense.decide`, is a function of stored observations and of post-hoc settings alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
+
+import numpy as np
+import pyarrow as pa
+
+from backdoor_core.attack import ACCESS
+from backdoor_core.corpus import Corpus
+from backdoor_core.errors import AccessError, unknown_name
+from backdoor_core.method import Method
+from backdoor_core.space import hooks_of, setting
+from backdoor_core.spec import TrainingSettings
+
+if TYPE_CHECKING:
+    from backdoor_core.plm import PLM
+    from backdoor_core.victim import Victim
+
+UPSTREAM_HOOKS = ("purify", "filter", "train")
+"""Hooks before the victim exists: overriding one of them makes another victim."""
+DOWNSTREAM_HOOKS = ("repair", "screen")
+SINGLE_HOOKS = ("train", "screen")
+"""Hooks that only one method of a pipeline can override."""
+
+
+class View:
+    """All that a defense sees: the things that its access names, its seed and the ordinary training settings.
+
+    It has no name for the trigger, the target label, the poison ledger or any test row. Asking for more than was
+    declared raises AccessError. What it hands out must not be altered.
+    """
+
+    def __init__(
+        self,
+        granted: Mapping[str, Any],
+        *,
+        labels: int,
+        training: TrainingSettings,
+        seed: int,
+    ) -> None:
+        for name in granted:
+            if name not in ACCESS:
+                raise AccessError(unknown_name("access", name, ACCESS))
+        self._granted = dict(granted)
+        self.labels = labels
+        self.training = training
+        self.seed = seed
+
+    def _asked(self, name: str) -> Any:
+        if name not in self._granted:
+            raise AccessError(
+                f"this defense may not see {name!r}: its declared access is "
+                f"{sorted(self._granted)}; name it in `access` if its threat model grants it"
+            )
+        return self._granted[name]
+
+    @property
+    def corpus(self) -> Corpus:
+        """The rows trained on, poisoned or not."""
+        return cast(Corpus, self._asked("corpus"))
+
+    @property
+    def victim(self) -> Victim:
+        """The suspect fine-tuned model (after the steps of a chain that came before)."""
+        return cast("Victim", self._asked("victim"))
+
+    @property
+    def supplied_plm(self) -> PLM:
+        """The PLM as the user received it, perhaps altered."""
+        return cast("PLM", self._asked("supplied_plm"))
+
+    @property
+    def trusted_plm(self) -> PLM:
+        """Known clean pre-trained weights of the same architecture."""
+        return cast("PLM", self._asked("trusted_plm"))
+
+    @property
+    def clean(self) -> Corpus:
+        """The defender's small clean labelled set (`clean_rows` of the `clean` split)."""
+        return cast(Corpus, self._asked("clean"))
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Plain texts."""
+        return cast("tuple[str, ...]", self._asked("unlabelled"))
+
+
+class Guard(Protocol):
+    """What a fitted defense leaves: a frozen thing that classifies texts."""
+
+    def observe(self, corpus: Corpus, split: str | None = None) -> pa.Table:
+        """One row a text, in order, with at least `logits` (list<float>) and `prediction` (int64).
+
+        `corpus` has no labels. A row's answer depends on its text and the seed alone, never on the other rows.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The guard's answer for each row: labels (int64), refused and altered (bool), shape (rows,).
+
+    `refused` and `altered` are None for guards that cannot refuse, or cannot alter a prediction.
+    """
+
+    labels: np.ndarray
+    refused: np.ndarray | None = None
+    altered: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGuard:
+    """The guard that is simply a model."""
+
+    victim: Victim
+
+    def observe(self, corpus: Corpus, split: str | None = None) -> pa.Table:
+        """Columns `logits` and `prediction`."""
+        logits = self.victim.logits(corpus, split)
+        return pa.table(
+            {
+                "logits": pa.array(list(logits), pa.list_(pa.float32())),
+                "prediction": pa.array(logits.argmax(axis=1), pa.int64())
+                if len(logits)
+                else pa.array([], pa.int64()),
+            }
+        )
+
+
+class Defense(Method):
+    """A defense. Without any override it is the pipeline as it is: the undefended victim."""
+
+    family: ClassVar = "defense"
+
+    @property
+    def access(self) -> frozenset[str]:
+        """What it must see, of `attack.ACCESS`; may depend on settings."""
+        return frozenset()
+
+    @property
+    def asked_clean_rows(self) -> int | None:
+        """How many clean rows it wants (None: all of them); read only where `access` names `clean`."""
+        return None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `decide` needs observations of the clean rows."""
+        return False
+
+    def purify(self, view: View) -> PLM:
+        """Another PLM in place of the supplied one, before fine-tuning."""
+        raise NotImplementedError
+
+    def filter(self, view: View) -> Corpus:
+        """The rows to train on."""
+        raise NotImplementedError
+
+    def train(self, view: View) -> Victim:
+        """The victim, where the defender trains it."""
+        raise NotImplementedError
+
+    def repair(self, view: View) -> Victim:
+        """Another victim in place of the suspect one; the suspect's weights must not move."""
+        raise NotImplementedError
+
+    def screen(self, view: View) -> Guard:
+        """A guard around the victim."""
+        raise NotImplementedError
+
+    def decide(self, observation: pa.Table, calibration: pa.Table | None) -> Decision:
+        """The answer for each observed row. Reads only post-hoc settings, never a model.
+
+        `calibration` is the observation of the clean rows (None unless `calibrates`). Default: the prediction.
+        """
+        return Decision(labels=observation["prediction"].to_numpy())
+
+    @final
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether this defense implements `hook`."""
+        return getattr(cls, hook) is not getattr(Defense, hook)
+
+    @final
+    @classmethod
+    def post_hoc_settings(cls) -> frozenset[str]:
+        """Settings that only `decide` reads: they cost no new observation."""
+        return frozenset(
+            name for name, field in cls.model_fields.items() if hooks_of(field) == {"decide"}
+        )
+
+
+class CleanDataDefense(Defense):
+    """A defense that uses some rows of the `clean` split."""
+
+    clean_rows: int | None = setting(
+        None, ge=1, description="rows of the clean split that it uses (null: all)"
+    )
+
+    @property
+    def access(self) -> frozenset[str]:
+        """The suspect model and the clean rows."""
+        return frozenset({"victim", "clean"})
+
+    @final
+    @property
+    def asked_clean_rows(self) -> int | None:
+        """The setting `clean_rows`."""
+        return self.clean_rows
+
+
+def clash(defenses: tuple[Defense, ...]) -> str | None:
+    """Why these defenses cannot be chained, or None where they can."""
+    for hook in SINGLE_HOOKS:
+        both = [d.catalog_name() for d in defenses if type(d).overrides(hook)]
+        if len(both) > 1:
+            return f"{' and '.join(both)} both override `{hook}`, which only one method can"
+    return None

@@ -1,0 +1,135 @@
+"""The record of finished trials: append-only Parquet, one file a job, unique by (key, attempt).
+
+`<out>/ledger/*.parquet` holds rows with `record.SCHEMA`, `<out>/metrics/*.parquet` the long table. A file is
+published in one step, so a kill at any moment leaves whole files only; one that is damaged all the same
+(a truncated copy, say) is set aside and its trials count as not done.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backdoor_core.errors import StorageError
+from backdoor_core.record import (
+    METRICS_SCHEMA,
+    SCHEMA,
+    Metric,
+    TrialRecord,
+    metrics_table,
+    table_of,
+)
+from backdoor_core.store import Folder
+
+COMPACT_FILES = 64
+
+
+class Ledger:
+    """The ledger in an output folder (a local path or a URL)."""
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Folder(out)
+        self.rows = self.out.child("ledger")
+        self.metrics = self.out.child("metrics")
+        self.notices: list[str] = []
+        """What was set aside while reading, for the user."""
+
+    def append(
+        self, records: Sequence[TrialRecord], metrics: Mapping[str, Iterable[Metric]]
+    ) -> None:
+        """Publishes the rows of one job; `metrics` maps a record's key to its long rows.
+
+        The metrics are published first: a row of the ledger never lacks them.
+        """
+        if not records:
+            return
+        name = f"{records[0].key[:16]}-{uuid.uuid4().hex[:8]}.parquet"
+        long = [
+            metrics_table(record.key, record.attempt, metrics.get(record.key, ()))
+            for record in records
+        ]
+        self.metrics.write_table(name, pa.concat_tables(long))
+        self.rows.write_table(name, table_of(records))
+
+    def table(self) -> pa.Table:
+        """All rows, the latest attempt of each key. Damaged files are set aside (see `notices`)."""
+        return latest(self._concatenated(self.rows, SCHEMA))
+
+    def metrics_rows(self) -> pa.Table:
+        """The long table, of the latest attempt of each key."""
+        table = self._concatenated(self.metrics, METRICS_SCHEMA)
+        wanted = self.table().select(["key", "attempt"])
+        joined = table.join(wanted, keys=["key", "attempt"], join_type="inner")
+        return joined.select(METRICS_SCHEMA.names)
+
+    def compact(self) -> None:
+        """Joins the files into one where there are many. Safe at any moment: rows are only ever repeated."""
+        for folder, schema in ((self.metrics, METRICS_SCHEMA), (self.rows, SCHEMA)):
+            names = folder.names(".parquet")
+            if len(names) < COMPACT_FILES:
+                continue
+            table = self._concatenated(folder, schema)
+            folder.write_table(f"compact-{uuid.uuid4().hex}.parquet", table)
+            for name in names:
+                folder.remove(name)
+
+    def _concatenated(self, folder: Folder, schema: pa.Schema) -> pa.Table:
+        tables = []
+        for name in folder.names(".parquet"):
+            try:
+                tables.append(conformed(folder.read_table(name), schema))
+            except StorageError as error:
+                aside = folder.set_aside(name)
+                self.notices.append(
+                    f"{folder.url}/{name} is damaged and was set aside as {aside}; "
+                    f"its trials run again ({error.__cause__})"
+                )
+        if not tables:
+            return schema.empty_table()
+        return distinct(pa.concat_tables(tables))
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with exactly the columns of `schema`; those that an older file lacks are null."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def distinct(table: pa.Table) -> pa.Table:
+    """The table without rows that a compaction left twice."""
+    if table.num_rows == 0:
+        return table
+    long = "metric" in table.column_names
+    keys = (
+        ["key", "attempt", "split", "metric", "trigger", "target"] if long else ["key", "attempt"]
+    )
+    numbered = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
+    firsts = numbered.group_by(keys).aggregate([("__row", "min")])
+    return table.take(_sorted(firsts["__row_min"]))
+
+
+def _sorted(numbers: pa.ChunkedArray) -> pa.Array:
+    whole = numbers.combine_chunks()
+    return whole.take(pc.array_sort_indices(whole))
+
+
+def latest(table: pa.Table) -> pa.Table:
+    """One row a key: that of its highest attempt."""
+    if table.num_rows == 0:
+        return table
+    highest = table.group_by("key").aggregate([("attempt", "max")])
+    wanted = pa.table({"key": highest["key"], "attempt": highest["attempt_max"]})
+    numbered = table.select(["key", "attempt"]).append_column(
+        "__row", pa.array(range(table.num_rows), pa.int64())
+    )
+    rows = numbered.join(wanted, keys=["key", "attempt"], join_type="inner")["__row"]
+    return table.take(_sorted(rows))

@@ -1,0 +1,590 @@
+"""The one pipeline: its artifacts, their keys, and how each is built from the ones before.
+
+    PLM - corrupt - purify -+
+    corpus - poison - filter +- train - victim - repair - screen - guard - observe - decide
+
+Every output is an artifact whose key is the SHA-256 of the hook, the method, the settings that the hook reads, the
+code, the keys of its inputs and the seed. `Pipeline` has one trial's keys (no torch, no files); `Workshop` builds
+what is missing from a store, and rebuilds what was damaged. Models repaired on the way are not stored: a repair is
+deterministic, so `Workshop.guard` makes it again when it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from backdoor_core import catalog
+from backdoor_core.attack import Attack, Poisoned, TrainingJob, Trigger
+from backdoor_core.corpus import Corpus
+from backdoor_core.defense import DOWNSTREAM_HOOKS, UPSTREAM_HOOKS, Defense, Guard, ModelGuard, View
+from backdoor_core.errors import ConfigError, DamagedArtifactError, DataError, StorageError
+from backdoor_core.fingerprint import code_fingerprint
+from backdoor_core.measure import measured
+from backdoor_core.plm import PLM, PLMSource
+from backdoor_core.rng import derive, generator
+from backdoor_core.spec import MethodSpec, TrialSpec, digest
+from backdoor_core.store import ArtifactStore
+from backdoor_core.task import SPLITS, Task, TaskData
+from backdoor_core.text import Encoded, Encoder, read_encoded, write_encoded
+
+if TYPE_CHECKING:
+    from backdoor_core.victim import Victim
+
+SCORED_SPLITS = ("tune", "test")
+TRUNCATED_SHARE = 0.5
+"""Where the trigger is cut off in more of the triggered rows than this, nothing is measured."""
+_LOG = logging.getLogger(__name__)
+_CODE_MODULES = ("backdoor_core.pipeline", "backdoor_core.training", "backdoor_core.repair")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One trial's methods and the keys of its artifacts."""
+
+    spec: TrialSpec
+
+    @cached_property
+    def task(self) -> Task:
+        """The task."""
+        return cast(Task, catalog.from_spec(self.spec.task))
+
+    @cached_property
+    def attack(self) -> Attack:
+        """The attack."""
+        return cast(Attack, catalog.from_spec(self.spec.attack))
+
+    @cached_property
+    def defenses(self) -> tuple[Defense, ...]:
+        """The defenses, in order."""
+        return tuple(cast(Defense, catalog.from_spec(spec)) for spec in self.spec.defenses)
+
+    @cached_property
+    def undefended(self) -> Pipeline:
+        """The same cell and seed without any defense."""
+        return Pipeline(self.spec.model_copy(update={"defenses": ()}))
+
+    @cached_property
+    def twin(self) -> Pipeline:
+        """The clean twin: the same task, PLM, training and seed with no attack and no defense."""
+        none = catalog.make("attack", "none", {}).spec()
+        return Pipeline(self.spec.model_copy(update={"attack": none, "defenses": ()}))
+
+    def _code(self) -> str:
+        return code_fingerprint(*_CODE_MODULES)
+
+    def _attack_identity(self, *hooks: str) -> dict[str, Any]:
+        return self.spec.attack.identity(type(self.attack).fields_read_by(*hooks))
+
+    def _overriding(self, *hooks: str) -> list[tuple[MethodSpec, Defense]]:
+        pairs = zip(self.spec.defenses, self.defenses, strict=True)
+        return [(s, d) for s, d in pairs if any(type(d).overrides(hook) for hook in hooks)]
+
+    def _defense_identities(self, *hooks: str) -> list[dict[str, Any]]:
+        """Identities of the defenses that override `hooks`, without post-hoc settings."""
+        return [
+            spec.identity(frozenset(spec.settings) - type(defense).post_hoc_settings())
+            for spec, defense in self._overriding(*hooks)
+        ]
+
+    @property
+    def attacker_trains(self) -> bool:
+        """Whether the attack overrides `train`."""
+        return type(self.attack).train is not Attack.train
+
+    @property
+    def attacker_corrupts(self) -> bool:
+        """Whether the attack overrides `corrupt`."""
+        return type(self.attack).corrupt is not Attack.corrupt
+
+    @cached_property
+    def task_key(self) -> str:
+        """The four splits."""
+        return digest("task", self.spec.task.identity())
+
+    @cached_property
+    def plm_key(self) -> str:
+        """The PLM as it comes from its source: what `trusted_plm` is."""
+        return digest("plm", self.spec.plm.identity())
+
+    @cached_property
+    def tokens_key(self) -> str:
+        """The splits' token ids."""
+        limit = self.spec.training.max_tokens
+        return digest(
+            "tokens", self.task_key, self.plm_key, limit, code_fingerprint("backdoor_core.text")
+        )
+
+    @cached_property
+    def triggers_key(self) -> str:
+        """The triggers, and the triggered rows of the scored splits."""
+        return digest("triggers", self._attack_identity("prepare", "stamp"), self.task_key,
+                      self.spec.seed, self._code())  # fmt: skip
+
+    @cached_property
+    def supplied_key(self) -> str:
+        """The PLM as the user receives it."""
+        if not (self.attacker_corrupts and self.attack.implants()):
+            return self.plm_key
+        return digest("corrupt", self._attack_identity("prepare", "stamp", "corrupt"), self.plm_key,
+                      self.task_key, self.spec.seed, self._code())  # fmt: skip
+
+    @cached_property
+    def poison_key(self) -> str:
+        """The rows to train on: the clean ones where nothing is poisoned."""
+        if type(self.attack).poison is Attack.poison or not self.attack.implants():
+            return self.task_key
+        return digest("poison", self._attack_identity("prepare", "stamp", "poison"), self.task_key,
+                      self.spec.seed, self._code())  # fmt: skip
+
+    @cached_property
+    def victim_key(self) -> str:
+        """The fine-tuned model, after the defenses that work before or in training."""
+        training = self.spec.training.model_dump(mode="json")
+        attack = self.spec.attack.identity() if self.attacker_trains else None
+        inputs = [self.task_key, self.poison_key, self.supplied_key]
+        upstream = self._defense_identities(*UPSTREAM_HOOKS)
+        trusted = [self.plm_key] if upstream else []
+        return digest(
+            "victim", attack, upstream, inputs, trusted, training, self.spec.seed, self._code()
+        )
+
+    @cached_property
+    def clean_observed_key(self) -> str:
+        """The undefended victim's observations of clean rows."""
+        return digest("observed-clean", self.victim_key, self.task_key, self._code())
+
+    def triggered_observed_key(self, triggers_key: str) -> str:
+        """This victim's observations of the rows that `triggers_key` stamped."""
+        return digest("observed-triggered", self.victim_key, triggers_key, self._code())
+
+    @cached_property
+    def guard_key(self) -> str:
+        """The fitted guard (post-hoc settings do not enter)."""
+        downstream = self._defense_identities(*DOWNSTREAM_HOOKS)
+        inputs = [self.victim_key, self.undefended.victim_key, self.poison_key, self.plm_key]
+        return digest("guard", downstream, inputs, self.spec.seed, self._code())
+
+    @cached_property
+    def observed_key(self) -> str:
+        """The guard's observations, clean and triggered."""
+        return digest("observed", self.guard_key, self.triggers_key, self._code())
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether any defense does anything after training."""
+        return bool(self._overriding(*DOWNSTREAM_HOOKS))
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether deciding needs observations of the defender's clean rows."""
+        return any(defense.calibrates for defense in self.defenses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """Tables of `Guard.observe`: clean rows by split, triggered rows by split and trigger, clean rows to calibrate."""
+
+    clean: Mapping[str, pa.Table]
+    triggered: Mapping[str, tuple[pa.Table, ...]]
+    calibration: pa.Table | None
+    facts: Mapping[str, Any]
+
+
+class Workshop:
+    """Builds the artifacts of pipelines in one store, each at most once.
+
+    `notices` collects what the user should be told (artifacts set aside and rebuilt).
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self.notices: list[str] = []
+        self._verified: dict[str, Path] = {}
+
+    def _ensured(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> Path:
+        """The artifact's folder; built where it is missing, set aside and rebuilt where it is damaged.
+
+        Verified once in a workshop's life, which is one job.
+        """
+        if key in self._verified:
+            return self._verified[key]
+        if self.store.has(key):
+            try:
+                self._verified[key] = self.store.open(key)
+                return self._verified[key]
+            except DamagedArtifactError as error:
+                self.notices.append(f"{error}; rebuilt")
+                _LOG.warning("%s; building it again", error)
+        self.store.put(key, write)
+        self._verified[key] = self.store.open(key)
+        return self._verified[key]
+
+    def task_data(self, pipeline: Pipeline) -> TaskData:
+        """The four splits of the task."""
+
+        def write(folder: Path) -> dict[str, Any]:
+            data = pipeline.task.load()
+            for name, corpus in data.splits.items():
+                pq.write_table(corpus.table, folder / f"{name}.parquet")
+            return {"label_names": list(data.label_names), "notes": list(data.notes),
+                    "synthetic": data.synthetic, "hashes": data.hashes}  # fmt: skip
+
+        folder = self._ensured(pipeline.task_key, write)
+        facts = self.store.facts(pipeline.task_key)
+        return TaskData(
+            splits={name: Corpus(pq.read_table(folder / f"{name}.parquet")) for name in SPLITS},
+            label_names=tuple(facts["label_names"]),
+            notes=tuple(facts["notes"]),
+            synthetic=bool(facts["synthetic"]),
+        )
+
+    def plm(self, pipeline: Pipeline) -> PLM:
+        """The PLM as it comes from its source."""
+
+        def write(folder: Path) -> dict[str, Any]:
+            with measured() as cost:
+                facts = cast(PLMSource, catalog.from_spec(pipeline.spec.plm)).materialise(folder)
+            return facts | cost.facts()
+
+        return PLM(folder=self._ensured(pipeline.plm_key, write))
+
+    def encoder(self, pipeline: Pipeline) -> Encoder:
+        """The PLM's tokenizer with the splits' token ids, mapped from disk."""
+        data, plm = self.task_data(pipeline), self.plm(pipeline)
+        limit = pipeline.spec.training.max_tokens
+        plain = Encoder(tokenizer=plm.tokenizer(), max_tokens=limit)
+
+        def write(folder: Path) -> None:
+            for name, corpus in data.splits.items():
+                write_encoded(plain(corpus), folder / f"{name}.arrow")
+
+        folder = self._ensured(pipeline.tokens_key, write)
+        known: dict[str, tuple[Corpus, Encoded]] = {
+            name: (corpus, read_encoded(folder / f"{name}.arrow"))
+            for name, corpus in data.splits.items()
+        }
+        return Encoder(tokenizer=plain.tokenizer, max_tokens=limit, known=known)
+
+    def triggers(
+        self, pipeline: Pipeline
+    ) -> tuple[tuple[Trigger, ...], dict[str, tuple[Corpus, ...]]]:
+        """The triggers, and for each scored split its rows stamped with each of them."""
+        attack, seed = pipeline.attack, pipeline.spec.seed
+
+        def write(folder: Path) -> dict[str, Any]:
+            data = self.task_data(pipeline)
+            triggers = attack.prepare(data, seed)
+            for split in SCORED_SPLITS:
+                for i, trigger in enumerate(triggers):
+                    rows = attack.triggered(data.splits[split], split, trigger, seed)
+                    if not len(rows):
+                        raise DataError(
+                            f"attack {attack.catalog_name()}: no row of the {split} split can carry "
+                            f"the trigger {trigger.name!r}; ASR has no denominator"
+                        )
+                    pq.write_table(rows.table, folder / f"{split}-{i}.parquet")
+            return {"triggers": [trigger.model_dump(mode="json") for trigger in triggers]}
+
+        folder = self._ensured(pipeline.triggers_key, write)
+        listed = self.store.facts(pipeline.triggers_key)["triggers"]
+        triggers = tuple(Trigger.model_validate(item) for item in listed)
+        rows = {
+            split: tuple(
+                Corpus(pq.read_table(folder / f"{split}-{i}.parquet")) for i in range(len(triggers))
+            )
+            for split in SCORED_SPLITS
+        }
+        return triggers, rows
+
+    def supplied_plm(self, pipeline: Pipeline) -> PLM:
+        """The PLM as the user receives it: altered where the attack corrupts PLMs."""
+        if pipeline.supplied_key == pipeline.plm_key:
+            return self.plm(pipeline)
+
+        def write(folder: Path) -> dict[str, Any]:
+            with measured() as cost:
+                altered = pipeline.attack.corrupt(
+                    self.plm(pipeline), derive(pipeline.spec.seed, "corrupt")
+                )
+                for file in altered.folder.iterdir():
+                    (folder / file.name).write_bytes(file.read_bytes())
+            return cost.facts()
+
+        return PLM(folder=self._ensured(pipeline.supplied_key, write))
+
+    def poisoned(self, pipeline: Pipeline) -> Poisoned:
+        """The rows to train on and the attacker's ledger of them."""
+        data = self.task_data(pipeline)
+        if pipeline.poison_key == pipeline.task_key:
+            rows = data.splits["train"]
+            return Poisoned(
+                corpus=rows, poisoned=np.zeros(len(rows), bool), asked_rows=0, reached_rows=0
+            )
+
+        def write(folder: Path) -> dict[str, Any]:
+            triggers, _ = self.triggers(pipeline)
+            made = pipeline.attack.poison(data.splits["train"], triggers, pipeline.spec.seed)
+            pq.write_table(made.corpus.table, folder / "corpus.parquet")
+            pq.write_table(pa.table({"poisoned": made.poisoned}), folder / "ledger.parquet")
+            return {"asked_rows": made.asked_rows, "reached_rows": made.reached_rows}
+
+        folder = self._ensured(pipeline.poison_key, write)
+        facts = self.store.facts(pipeline.poison_key)
+        return Poisoned(
+            corpus=Corpus(pq.read_table(folder / "corpus.parquet")),
+            poisoned=pq.read_table(folder / "ledger.parquet")["poisoned"].to_numpy(),
+            asked_rows=int(facts["asked_rows"]),
+            reached_rows=int(facts["reached_rows"]),
+        )
+
+    def truncated_share(self, pipeline: Pipeline) -> float:
+        """The share of triggered test rows in which max_tokens leaves nothing of the trigger.
+
+        Raises DataError where that is most of them: such a number would measure nothing.
+        """
+        triggers, rows = self.triggers(pipeline)
+        if not triggers:
+            return 0.0
+        encoder = self.encoder(pipeline)
+        clean = encoder(self.task_data(pipeline).splits["test"], "test")
+        hidden = total = 0
+        for corpus in rows["test"]:
+            stamped = encoder(corpus)
+            for i, origin in enumerate(corpus.origins.tolist()):
+                hidden += int(np.array_equal(stamped.row(i), clean.row(origin)))
+                total += 1
+        if hidden > TRUNCATED_SHARE * total:
+            raise DataError(
+                f"attack {pipeline.attack.catalog_name()}: max_tokens "
+                f"{pipeline.spec.training.max_tokens} cuts the trigger away in {hidden} of {total} "
+                "triggered test rows; raise training.max_tokens or move the trigger forward"
+            )
+        return hidden / total
+
+    def victim(self, pipeline: Pipeline) -> Victim:
+        """The fine-tuned model that the attack (and the defenses before training) left."""
+        from backdoor_core.victim import load_victim
+
+        def write(folder: Path) -> dict[str, Any]:
+            self.truncated_share(pipeline)
+            with measured() as cost:
+                victim = self._trained(pipeline)
+            victim.save(folder)
+            return cost.facts()
+
+        folder = self._ensured(pipeline.victim_key, write)
+        training = pipeline.spec.training
+        victim = load_victim(folder, training.max_tokens, training.precision)
+        if pipeline.attacker_trains:
+            return victim
+        encoder = self.encoder(pipeline)
+        return type(victim)(model=victim.model, encoder=encoder, precision=victim.precision)
+
+    def _trained(self, pipeline: Pipeline) -> Victim:
+        from backdoor_core.training import cross_entropy, train
+        from backdoor_core.victim import Victim
+
+        spec = pipeline.spec
+        labels = len(self.task_data(pipeline).label_names)
+        corpus = self.poisoned(pipeline).corpus
+        plm = self.supplied_plm(pipeline)
+        for defense_spec, defense in pipeline._overriding(*UPSTREAM_HOOKS):
+            seed = derive(spec.seed, "defense", defense_spec.name)
+            if type(defense).overrides("filter"):
+                corpus = defense.filter(self._view(pipeline, defense, None, corpus, plm, seed))
+            if type(defense).overrides("purify"):
+                plm = defense.purify(self._view(pipeline, defense, None, corpus, plm, seed))
+            if type(defense).overrides("train"):
+                return defense.train(self._view(pipeline, defense, None, corpus, plm, seed))
+        seed = derive(spec.seed, "train")
+        if pipeline.attacker_trains:
+            return pipeline.attack.train(
+                TrainingJob(
+                    plm=plm, corpus=corpus, labels=labels, training=spec.training, seed=seed
+                )
+            )
+        model, _ = plm.classifier(labels, seed)
+        encoder = self.encoder(pipeline)
+        train(model, encoder(corpus, "train"), cross_entropy(corpus.labels), spec.training, seed)
+        return Victim(model=model, encoder=encoder, precision=spec.training.precision)
+
+    def _view(
+        self,
+        pipeline: Pipeline,
+        defense: Defense,
+        victim: Victim | None,
+        corpus: Corpus,
+        supplied: PLM,
+        seed: int,
+    ) -> View:
+        """What `defense` may see, and nothing else."""
+        denied = defense.access - pipeline.attack.leaves
+        if denied:
+            raise ConfigError(
+                f"defense {defense.catalog_name()} needs {sorted(denied)}, which attack "
+                f"{pipeline.attack.catalog_name()} does not leave"
+            )
+        data = self.task_data(pipeline)
+        sources: dict[str, Callable[[], Any]] = {
+            "corpus": lambda: corpus,
+            "victim": lambda: victim,
+            "supplied_plm": lambda: supplied,
+            "trusted_plm": lambda: self.plm(pipeline),
+            "clean": lambda: self._clean_rows(pipeline, defense, data),
+            "unlabelled": lambda: tuple(data.splits["clean"].texts),
+        }
+        return View(
+            {name: sources[name]() for name in sorted(defense.access)},
+            labels=len(data.label_names),
+            training=pipeline.spec.training,
+            seed=seed,
+        )
+
+    @staticmethod
+    def _clean_rows(pipeline: Pipeline, defense: Defense, data: TaskData) -> Corpus:
+        """A seeded choice of the defender's clean rows: fewer rows are always among more rows."""
+        clean = data.splits["clean"]
+        order = generator(pipeline.spec.seed, "clean rows").permutation(len(clean))
+        return clean.take(order[: defense.asked_clean_rows])
+
+    def clean_rows_used(self, pipeline: Pipeline) -> int | None:
+        """The most clean rows that any defense of the pipeline uses; None where none uses any."""
+        data = self.task_data(pipeline)
+        counts = [
+            len(self._clean_rows(pipeline, defense, data))
+            for defense in pipeline.defenses
+            if "clean" in defense.access
+        ]
+        return max(counts) if counts else None
+
+    def repaired(self, pipeline: Pipeline) -> tuple[Victim, Guard]:
+        """The victim after all repairs, and the guard around it. Made now, never stored."""
+        corpus = self.poisoned(pipeline).corpus
+        supplied = self.supplied_plm(pipeline)
+        victim = self.victim(pipeline)
+        guard: Guard | None = None
+        for spec, defense in pipeline._overriding(*DOWNSTREAM_HOOKS):
+            seed = derive(pipeline.spec.seed, "defense", spec.name)
+            if type(defense).overrides("repair"):
+                victim = defense.repair(
+                    self._view(pipeline, defense, victim, corpus, supplied, seed)
+                )
+            if type(defense).overrides("screen"):
+                view = self._view(pipeline, defense, victim, corpus, supplied, seed)
+                guard = defense.screen(view)
+        return victim, guard or ModelGuard(victim=victim)
+
+    def clean_observations(self, pipeline: Pipeline) -> Mapping[str, pa.Table]:
+        """The undefended victim on the clean rows of each scored split."""
+
+        def write(folder: Path) -> dict[str, Any]:
+            guard = ModelGuard(victim=self.victim(pipeline))
+            with measured() as cost:
+                for split in SCORED_SPLITS:
+                    rows = _unlabelled(self.task_data(pipeline).splits[split])
+                    pq.write_table(guard.observe(rows, split), folder / f"{split}.parquet")
+            return cost.facts()
+
+        folder = self._ensured(pipeline.clean_observed_key, write)
+        return {split: pq.read_table(folder / f"{split}.parquet") for split in SCORED_SPLITS}
+
+    def triggered_observations(
+        self, pipeline: Pipeline, stamped_by: Pipeline
+    ) -> Mapping[str, tuple[pa.Table, ...]]:
+        """`pipeline`'s undefended victim on the triggered rows of another pipeline (or its own)."""
+        _, rows = self.triggers(stamped_by)
+
+        def write(folder: Path) -> dict[str, Any]:
+            guard = ModelGuard(victim=self.victim(pipeline))
+            with measured() as cost:
+                for split, corpora in rows.items():
+                    for i, corpus in enumerate(corpora):
+                        table = guard.observe(_unlabelled(corpus), split)
+                        pq.write_table(table, folder / f"{split}-{i}.parquet")
+            return cost.facts()
+
+        key = pipeline.triggered_observed_key(stamped_by.triggers_key)
+        folder = self._ensured(key, write)
+        return {
+            split: tuple(
+                pq.read_table(folder / f"{split}-{i}.parquet") for i in range(len(corpora))
+            )
+            for split, corpora in rows.items()
+        }
+
+    def observations(self, pipeline: Pipeline) -> Observations:
+        """The guard on all clean and triggered rows, and on the rows that it calibrates with."""
+        if not pipeline.is_guarded:
+            return Observations(
+                clean=self.clean_observations(pipeline),
+                triggered=self.triggered_observations(pipeline, pipeline),
+                calibration=None,
+                facts=self.store.facts(pipeline.clean_observed_key),
+            )
+        _, rows = self.triggers(pipeline)
+
+        def write(folder: Path) -> dict[str, Any]:
+            with measured() as fitting:
+                _, guard = self.repaired(pipeline)
+            with measured() as observing:
+                self._observe(pipeline, guard, rows, folder)
+            return observing.facts() | {
+                "fit_s": fitting.seconds,
+                "peak_rss_gib": max(fitting.peak_rss_gib, observing.peak_rss_gib),
+            }
+
+        folder = self._ensured(pipeline.observed_key, write)
+        calibration = folder / "calibration.parquet"
+        return Observations(
+            clean={s: pq.read_table(folder / f"clean-{s}.parquet") for s in SCORED_SPLITS},
+            triggered={
+                split: tuple(
+                    pq.read_table(folder / f"triggered-{split}-{i}.parquet")
+                    for i in range(len(corpora))
+                )
+                for split, corpora in rows.items()
+            },
+            calibration=pq.read_table(calibration) if calibration.is_file() else None,
+            facts=self.store.facts(pipeline.observed_key),
+        )
+
+    def _observe(
+        self, pipeline: Pipeline, guard: Guard, rows: Mapping[str, tuple[Corpus, ...]], folder: Path
+    ) -> None:
+        data = self.task_data(pipeline)
+        for split in SCORED_SPLITS:
+            table = _observed(guard, data.splits[split], split)
+            pq.write_table(table, folder / f"clean-{split}.parquet")
+            for i, corpus in enumerate(rows[split]):
+                table = _observed(guard, corpus, split)
+                pq.write_table(table, folder / f"triggered-{split}-{i}.parquet")
+        if pipeline.calibrates:
+            screening = next(d for d in pipeline.defenses if d.calibrates)
+            table = _observed(guard, self._clean_rows(pipeline, screening, data), "clean")
+            pq.write_table(table, folder / "calibration.parquet")
+
+
+def _observed(guard: Guard, corpus: Corpus, split: str) -> pa.Table:
+    """One row an answer: a guard that loses or adds rows is refused."""
+    table = guard.observe(_unlabelled(corpus), split)
+    if table.num_rows != len(corpus):
+        raise StorageError(
+            f"{type(guard).__name__}.observe answered {table.num_rows} rows for {len(corpus)} texts"
+        )
+    return table
+
+
+def _unlabelled(corpus: Corpus) -> Corpus:
+    """The same rows without their labels: what a guard is asked about."""
+    labels = pa.array(np.full(len(corpus), -1, np.int64))
+    index = corpus.table.schema.get_field_index("label")
+    return Corpus(corpus.table.set_column(index, "label", labels))

@@ -1,0 +1,169 @@
+"""Pre-trained language models: where they come from, and one opened from a folder.
+
+A `PLMSource` (one a file, in `plms/`) knows how to bring a model to a folder; a `PLM` is that folder: `config.json`,
+`model.safetensors` and the tokenizer's files, as `save_pretrained` leaves them. Nothing here runs remote code or
+reads a pickle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from backdoor_core.errors import ConfigError, DataError
+from backdoor_core.method import Method
+from backdoor_core.rng import derive
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
+    "spm.model", "tokenizer.model",
+)  # fmt: skip
+
+
+class PLMSource(Method):
+    """Where a PLM comes from; subclasses bring it to a folder."""
+
+    family: ClassVar = "plm"
+    preferred_precision: ClassVar[str] = "bf16"
+    """What `precision: auto` takes on a device that does bf16 well; float32 for models too small to gain."""
+
+    guess_rows_per_s: ClassVar[float] = 20.0
+    """Rows trained a second on one CPU core, for the estimate that `sweeps plan` prints before any has run."""
+    guess_mib: ClassVar[float] = 440.0
+    """Size of the weights, for the same estimate."""
+    guess_prepare_s: ClassVar[float] = 5.0
+    """Seconds to bring the model to the store, for the same estimate."""
+
+    def materialise(self, folder: Path) -> dict[str, Any]:
+        """Writes the model and its tokenizer to `folder`; returns facts about it (JSON).
+
+        Raises DependencyError where it cannot be reached, ConfigError where it is no usable PLM.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises ConfigError or DependencyError at once where `materialise` would. Default: nothing to check."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError unless `folder` holds a config, safetensors weights and a tokenizer."""
+    if not folder.is_dir():
+        raise ConfigError(f"no such model folder: {folder}")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json; expected what save_pretrained writes")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(
+            f"{folder} has no tokenizer (expected one of {', '.join(TOKENIZER_FILES)}); "
+            "save it there with tokenizer.save_pretrained(folder)"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} has no safetensors weights; convert them with "
+            "model.save_pretrained(folder) (pickled weights are never read)"
+        )
+
+
+def seeded(seed: int, *names: str | int) -> None:
+    """Seeds torch's generators for one named stream of `seed`."""
+    import torch
+
+    torch.manual_seed(derive(seed, *names))
+
+
+def quiet_transformers() -> None:
+    """Ends transformers' progress bars and notes about new heads: one process opens many models."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder. Raises ConfigError."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PLM:
+    """A pre-trained language model in a local folder."""
+
+    folder: Path
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return load_tokenizer(self.folder)
+
+    def classifier(self, labels: int, seed: int) -> tuple[PreTrainedModel, frozenset[str]]:
+        """A float32 classifier over it, its head drawn from `seed`.
+
+        Also the names of the parameters that the PLM itself does not have (the head, and a pooler where
+        the PLM has none). Raises ConfigError for a model that is no text encoder.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        return _loaded(
+            AutoModelForSequenceClassification, self.folder, seed, {"num_labels": labels}
+        )
+
+    def masked_lm(self, seed: int) -> tuple[PreTrainedModel, frozenset[str]]:
+        """A float32 masked language model, its output tied to the word embeddings.
+
+        Also the names of the parameters that were drawn from `seed` since the PLM does not have them.
+        """
+        from transformers import AutoModelForMaskedLM
+
+        return _loaded(AutoModelForMaskedLM, self.folder, seed, {"tie_word_embeddings": True})
+
+
+def _loaded(
+    kind: Any, folder: Path, seed: int, settings: dict[str, Any]
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    import torch
+
+    seeded(seed, "head")
+    quiet_transformers()
+    try:
+        model, facts = kind.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True, **settings
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from error
+    return model, frozenset(facts["missing_keys"])
+
+
+def word_embeddings(model: PreTrainedModel) -> torch.nn.Parameter:
+    """The word embedding matrix, shape (vocabulary, dimensions).
+
+    Raises ConfigError for a model that has none.
+    """
+    import torch
+
+    try:
+        layer = model.get_input_embeddings()
+    except NotImplementedError:
+        layer = None
+    if not isinstance(layer, torch.nn.Embedding):
+        raise ConfigError(
+            f"{type(model).__name__} has no word embeddings; this method needs a model whose "
+            "get_input_embeddings() is an embedding table"
+        )
+    return layer.weight
+
+
+def check_labels(model: PreTrainedModel, labels: int, where: str) -> None:
+    """Raises DataError unless a classifier has exactly `labels` outputs."""
+    found = int(model.config.num_labels or 0)
+    if found != labels:
+        raise DataError(f"{where}: the model has {found} labels, the task has {labels}")

@@ -1,0 +1,309 @@
+"""The command line. Every command imports what it needs when it runs: `sweeps --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from backdoor_core import __version__
+from backdoor_core.errors import SweepError
+
+if TYPE_CHECKING:
+    from backdoor_core.ledger import Ledger
+    from backdoor_core.store import ArtifactStore
+    from sweeps.config import Sweep
+    from sweeps.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_FAILED_TRIALS = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Turns the project's errors into lines on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SweepError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sweeps")
+def main() -> None:
+    """Measure what backdoor defenses cost and buy: sweeps over attacks, models and settings."""
+
+
+def _sweep_options(command: F) -> F:
+    """The sweep file, and how it is changed from the command line."""
+    for decorate in (
+        click.option("--smoke", is_flag=True, help="The same sweep on few rows with `tiny`."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                     help="Change a value of the file, e.g. training.epochs=1."),
+        click.argument("file", type=click.Path(path_type=Path)),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _place_options(command: F) -> F:
+    """Where results and artifacts lie."""
+    for decorate in (
+        click.option("--store", default=None,
+                     help="Artifact store (default: one per user, see `sweeps status`)."),
+        click.option("--out", default=None, help="Output folder (default: runs/<name>)."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool) -> Sweep:
+    from sweeps.config import load_sweep
+
+    return load_sweep(file, overrides=overrides, smoke=smoke)
+
+
+def _places(sweep_name: str, store: str | None, out: str | None) -> tuple[ArtifactStore, Ledger]:
+    from sweeps.plan import default_store, opened
+
+    return opened(store or default_store(), out or Path("runs") / sweep_name)
+
+
+def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
+    click.echo(json.dumps(value, indent=2) if as_json else text)
+
+
+@main.command()
+@_sweep_options
+@_json_option
+def validate(file: Path, overrides: tuple[str, ...], smoke: bool, as_json: bool) -> None:
+    """Check a sweep file: names, settings, values. Nothing is loaded or run."""
+    sweep = _loaded(file, overrides, smoke)
+    counts = {
+        "tasks": len(sweep.tasks), "plms": len(sweep.plms), "attacks": len(sweep.attacks),
+        "defenses": len(sweep.defenses), "seeds": len(sweep.seeds),
+    }  # fmt: skip
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    _say(as_json, {"name": sweep.name, **counts}, f"{file}: valid; {listed}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, for editors."""
+    from sweeps.schema import sweep_schema
+
+    click.echo(json.dumps(sweep_schema(), indent=2))
+
+
+@main.command()
+@_sweep_options
+@_place_options
+@_json_option
+def plan(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    out: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a run would do: cells, trials, victims, jobs, cache hits, time and disk."""  # fmt: skip
+    from sweeps.estimate import estimated
+    from sweeps.plan import plan_sweep
+
+    sweep = _loaded(file, overrides, smoke)
+    artifacts, ledger = _places(sweep.name, store, out)
+    made = plan_sweep(sweep, artifacts, ledger)
+    _say(as_json, estimated(made, ledger).as_dict(), _plan_text(made, ledger))
+
+
+def _plan_text(made: Plan, ledger: Ledger) -> str:
+    from sweeps.estimate import estimated
+
+    return estimated(made, ledger).as_text()
+
+
+@main.command()
+@_sweep_options
+@_place_options
+@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@click.option("--max-hours", type=float, default=None, help="Start no job after this long.")
+def run(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    out: str | None,
+    store: str | None,
+    local: bool,
+    max_hours: float | None,
+) -> None:
+    """Run a sweep; run it again to go on, or to find that all is done."""  # fmt: skip
+    sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
+
+
+@main.command()
+@_sweep_options
+@_place_options
+@click.option("--failed", "error_class", required=True, is_flag=False, flag_value="all",
+              metavar="[CLASS]", help="Run failed trials again: all, or one error class.")  # fmt: skip
+@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+def rerun(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    out: str | None,
+    store: str | None,
+    error_class: str,
+    local: bool,
+) -> None:
+    """Run failed trials of a sweep again, as a new attempt."""  # fmt: skip
+    from backdoor_core.errors import ERROR_CLASSES, ConfigError, unknown_name
+
+    if error_class not in (*ERROR_CLASSES, "all"):
+        raise ConfigError(unknown_name("error class", error_class, (*ERROR_CLASSES, "all")))
+    sys.exit(_run(_loaded(file, overrides, smoke), out, store, error_class, local, None))
+
+
+def _run(
+    sweep: Sweep,
+    out: str | None,
+    store: str | None,
+    rerun_class: str | None,
+    local: bool,
+    max_hours: float | None,
+) -> int:
+    """Plans, says so, runs; returns the exit code."""  # fmt: skip
+    from rich.console import Console
+
+    from sweeps.plan import plan_sweep
+    from sweeps.run import run_plan
+
+    console = Console(stderr=False, highlight=False, soft_wrap=True)
+    artifacts, ledger = _places(sweep.name, store, out)
+    made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
+    click.echo(_plan_text(made, ledger))
+    if not made.jobs:
+        click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
+        if made.failed:
+            click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
+        return EXIT_FAILED_TRIALS if made.failed else 0
+    result = run_plan(made, artifacts, ledger, console, local=local, max_hours=max_hours)
+    return _ended(result, made, ledger)
+
+
+def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
+    from sweeps.progress import duration
+
+    click.echo(
+        f"{result.done_jobs} of {len(made.jobs)} jobs in {duration(result.seconds)}; "
+        f"ledger: {ledger.out.url}/ledger"
+    )
+    if result.ending == "interrupted":
+        click.echo("interrupted; run the same command to go on", err=True)
+        return EXIT_INTERRUPTED
+    if result.ending == "time":
+        click.echo("the time is up; run the same command to go on")
+    failed = result.failed_trials + len(made.failed)
+    if failed:
+        click.echo(
+            f"{failed} trials failed; `sweeps status` lists them, "
+            "`sweeps rerun FILE --failed` runs them again",
+            err=True,
+        )
+        return EXIT_FAILED_TRIALS
+    return 0
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--store", default=None, help="Artifact store (default: one per user).")
+@_json_option
+def status(out: Path, store: str | None, as_json: bool) -> None:
+    """Say what an output folder holds, what failed, and where the store is."""
+    from sweeps.inspect import status_of
+    from sweeps.plan import default_store
+
+    found = status_of(out, str(store or default_store()))
+    _say(as_json, found.as_dict(), found.as_text())
+
+
+@main.command()
+@click.argument("key")
+@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+def logs(key: str, out: str) -> None:
+    """Print the log of the job that made a trial (its key, or the start of it)."""
+    from sweeps.inspect import log_text
+
+    click.echo(log_text(Path(out), key), nl=False)
+
+
+@main.command("ls")
+@click.argument("family", type=click.Choice(["tasks", "plms", "attacks", "defenses"]))
+@_json_option
+def list_methods(family: str, as_json: bool) -> None:
+    """List the methods of a family with what each is for."""
+    from sweeps.inspect import methods_of
+
+    listed = methods_of(family)
+    width = max(len(item["name"]) for item in listed)
+    lines = [f"{item['name']:<{width}}  {item['summary']}" for item in listed]
+    _say(as_json, listed, "\n".join(lines))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
+              help="Folder for the report (default: the output folder).")  # fmt: skip
+@click.option("--svg", type=click.Path(path_type=Path), default=None,
+              help="Also write the trade-off plot as an SVG file.")  # fmt: skip
+def report(out: Path, destination: Path | None, svg: Path | None) -> None:
+    """Write report.html, summary.csv and summary.md."""
+    from analysis.report import write_report, write_tradeoff_svg
+
+    click.echo(f"report: {write_report(out, destination)}")
+    if svg is not None:
+        write_tradeoff_svg(out, svg)
+        click.echo(f"plot: {svg}")
+
+
+@main.command()
+@click.argument("key")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--store", default=None, help="Artifact store (default: one per user).")
+def export(key: str, folder: Path, out: str, store: str | None) -> None:
+    """Write a trial's repaired model to FOLDER, with a card of what was done."""
+    from sweeps.export import export_model
+
+    click.echo(f"model: {export_model(Path(out), key, folder, store)}")
+
+
+@main.command()
+@click.argument("key")
+@click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
+@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--store", default=None, help="Artifact store (default: one per user).")
+@_json_option
+def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) -> None:
+    """Classify lines of text (a file, or standard input) through a trial's guard."""
+    from sweeps.export import answers
+
+    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store):
+        if as_json:
+            click.echo(json.dumps(answer))
+        else:
+            label = "refused" if answer["refused"] else answer["label_name"]
+            click.echo(f"{label}\t{answer['text']}")

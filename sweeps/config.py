@@ -1,0 +1,408 @@
+"""From a sweep file to a `Sweep`: every method checked, every axis laid out, every mistake with its place.
+
+A list is an axis, `{low, high, log, steps}` is an axis, and an entry of `defenses` may be a chain. Mistakes of
+one file are reported together, one a line: `my.yaml, line 12, defenses[2].mixing_ration: unknown setting ...`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backdoor_core import catalog
+from backdoor_core.attack import Attack
+from backdoor_core.defense import Defense
+from backdoor_core.errors import ConfigError, unknown_name
+from backdoor_core.method import Family, Method
+from backdoor_core.plm import PLMSource
+from backdoor_core.space import Range, axes
+from backdoor_core.spec import Precision, TrainingSettings, canonical_json
+from backdoor_core.task import Task
+from sweeps.source import Keys, Source, read_source
+
+M = TypeVar("M", bound=Method)
+V = TypeVar("V", bound=BaseModel)
+T = TypeVar("T", bound="Method | tuple[Method, ...]")
+
+DEFAULT_SEEDS = 3
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+SECTIONS: dict[str, Family] = {
+    "tasks": "task",
+    "plms": "plm",
+    "attacks": "attack",
+    "defenses": "defense",
+}
+KNOWN = ("name", *SECTIONS, "seeds", "training", "resources", "slots")
+
+SMOKE_ROWS = {"train_rows": 200, "clean_split_rows": 60, "tune_rows": 60, "test_rows": 120}
+SMOKE_LIMITS = {"epochs": 1, "clean_rows": SMOKE_ROWS["clean_split_rows"]}
+SMOKE_AXIS_VALUES = 2
+
+
+def _as_in_training(name: str) -> Any:
+    """The declaration (default and bounds) of a field of `TrainingSettings`, so that there is one of each."""
+    return copy.copy(TrainingSettings.model_fields[name])
+
+
+class SweepTraining(BaseModel):
+    """The `training` of a sweep file: `TrainingSettings`, with a precision that may be left to the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = _as_in_training("epochs")
+    batch_rows: int = _as_in_training("batch_rows")
+    learning_rate: float = _as_in_training("learning_rate")
+    warmup_share: float = _as_in_training("warmup_share")
+    weight_decay: float = _as_in_training("weight_decay")
+    clip_norm: float = _as_in_training("clip_norm")
+    max_tokens: int = _as_in_training("max_tokens")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="what autocast computes in; auto: bf16 where the device does it well"
+    )
+
+    def resolved(self, automatic: Precision) -> TrainingSettings:
+        """The settings for specs, with `automatic` in place of `auto`."""
+        precision = automatic if self.precision == "auto" else self.precision
+        return TrainingSettings(**{**self.model_dump(), "precision": precision})
+
+
+class Resources(BaseModel):
+    """What one job of the sweep asks of Ray; the same for all, so that workers are reused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: float = Field(1, gt=0, description="CPU cores")
+    gpu: float = Field(0, ge=0, description="GPUs; a fraction lets jobs share one")
+    memory_gib: float | None = Field(None, gt=0, description="memory, in GiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep file asks for. Each method is made and checked; equal ones stand once.
+
+    A defense is a tuple: the steps of a chain, or one method. With `smoke` the name ends in `-smoke`.
+    """
+
+    name: str
+    path: Path
+    tasks: tuple[Task, ...]
+    plms: tuple[PLMSource, ...]
+    attacks: tuple[Attack, ...]
+    defenses: tuple[tuple[Defense, ...], ...]
+    seeds: tuple[int, ...]
+    training: SweepTraining
+    resources: Resources
+    slots: int | None = None
+
+
+def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
+    """The sweep in a YAML file.
+
+    `overrides` change values before they are checked (`training.epochs=1`, `defenses.1.mixing_ratio=[0.1, 0.2]`).
+    `smoke` gives the same sweep on few rows with the PLM `tiny`: one epoch, one seed, at most two values an axis.
+    Raises ConfigError with all mistakes that were found, one a line.
+    """
+    file = Path(path).expanduser().resolve()
+    source = read_source(file, overrides)
+    if not isinstance(source.value, dict):
+        raise ConfigError(
+            f"{source.name}: expected settings such as name, tasks, plms, attacks and defenses, "
+            f"got {'nothing' if source.value is None else type(source.value).__name__}"
+        )
+    return _Reader(source=source, folder=file.parent, smoke=smoke).sweep(file)
+
+
+def wording(error: ValidationError) -> Iterator[tuple[Keys, str]]:
+    """The place inside and one line of text for each mistake that pydantic found."""
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if item["type"] == "missing":
+            yield item["loc"], "this setting is required"
+        else:
+            shown = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+            yield item["loc"], f"{' '.join(message.split())}{shown}"
+
+
+@dataclass(kw_only=True)
+class _Reader:
+    """One file being read; `problems` grows, and at the end there is a sweep or an error."""
+
+    source: Source
+    folder: Path
+    smoke: bool
+    problems: list[str] = field(default_factory=list)
+
+    def sweep(self, file: Path) -> Sweep:
+        values: dict[str, Any] = self.source.value
+        self._refuse_unknown(values, (), "setting", KNOWN)
+        name = self._name(values.get("name"))
+        tasks = self._methods("tasks", Task)
+        plms = self._methods("plms", PLMSource)
+        attacks = self._methods("attacks", Attack)
+        defenses = self._defenses()
+        seeds = self._seeds(values.get("seeds", DEFAULT_SEEDS))
+        training = self._section("training", SweepTraining)
+        resources = self._section("resources", Resources)
+        slots = self._slots(values.get("slots"))
+        if self.problems or training is None or resources is None:
+            raise ConfigError("\n".join(dict.fromkeys(self.problems)))
+        if self.smoke:
+            name, seeds = f"{name}-smoke", seeds[:1]
+            training = training.model_copy(update={"epochs": 1})
+            plms = [_of_kind(catalog.make("plm", "tiny", {}), PLMSource)]
+        return Sweep(
+            name=name,
+            path=file,
+            tasks=tuple(tasks),
+            plms=tuple(plms),
+            attacks=tuple(attacks),
+            defenses=tuple(defenses),
+            seeds=tuple(seeds),
+            training=training,
+            resources=resources,
+            slots=slots,
+        )
+
+    def _problem(self, keys: Keys, message: str) -> None:
+        self.problems.append(f"{self.source.place(keys)}: {message}")
+
+    def _refuse_unknown(
+        self, values: Mapping[str, Any], keys: Keys, kind: str, known: Iterable[str]
+    ) -> bool:
+        names = tuple(known)
+        wrong = [key for key in values if key not in names]
+        for key in wrong:
+            self._problem((*keys, key), unknown_name(kind, key, names))
+        return bool(wrong)
+
+    def _name(self, value: Any) -> str:
+        if value is None:
+            self._problem((), "name is missing; it is the name of the output folder")
+        elif not isinstance(value, str) or not re.match(NAME_PATTERN, value):
+            self._problem(
+                ("name",),
+                "expected letters, digits, '.', '_' and '-' (it is the name of a folder), "
+                f"got {value!r}",
+            )
+        return str(value)
+
+    def _seeds(self, value: Any) -> list[int]:
+        """`3` means 0, 1, 2; a list is itself."""
+        if _is_whole(value) and value >= 1:
+            return list(range(value))
+        if (
+            isinstance(value, list)
+            and value
+            and all(_is_whole(seed) and seed >= 0 for seed in value)
+        ):
+            return list(dict.fromkeys(value))
+        self._problem(
+            ("seeds",), f"expected how many (1 or more) or a list of seeds (from 0), got {value!r}"
+        )
+        return [0]
+
+    def _slots(self, value: Any) -> int | None:
+        if value is None:
+            return None
+        if _is_whole(value) and value >= 1:
+            return int(value)
+        self._problem(("slots",), f"expected how many jobs run at once (1 or more), got {value!r}")
+        return None
+
+    def _section(self, key: str, model: type[V]) -> V | None:
+        """A mapping of the file as a model; None after a problem."""
+        value = self.source.value.get(key)
+        if value is None:
+            return model()
+        if not isinstance(value, dict):
+            self._problem((key,), f"expected settings, got {value!r}")
+            return None
+        if self._refuse_unknown(value, (key,), "setting", model.model_fields):
+            return None
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            for inside, message in wording(error):
+                self._problem((key, *inside), message)
+            return None
+
+    def _entries(self, section: str) -> list[Any]:
+        value = self.source.value.get(section)
+        if value is None:
+            known = ", ".join(catalog.names(SECTIONS[section]))
+            self._problem(
+                (section,) if section in self.source.value else (),
+                f"{section} is missing; expected a list of some of: {known}",
+            )
+        elif not isinstance(value, list) or not value:
+            self._problem(
+                (section,), f"expected a list, such as {section}: [{_shown(value)}], got {value!r}"
+            )
+        else:
+            return value
+        return []
+
+    def _methods(self, section: str, kind: type[M]) -> list[M]:
+        """Every method that a section stands for, each once, in the order written."""
+        found: list[M] = []
+        for number, entry in enumerate(self._entries(section)):
+            found.extend(self._entry(SECTIONS[section], kind, entry, (section, number)))
+        return _once(found)
+
+    def _defenses(self) -> list[tuple[Defense, ...]]:
+        found: list[tuple[Defense, ...]] = []
+        for number, entry in enumerate(self._entries("defenses")):
+            keys: Keys = ("defenses", number)
+            if isinstance(entry, dict) and "chain" in entry:
+                found.extend(self._chain(entry, keys))
+            else:
+                found.extend((one,) for one in self._entry("defense", Defense, entry, keys))
+        return _once(found)
+
+    def _chain(self, entry: dict[str, Any], keys: Keys) -> Iterator[tuple[Defense, ...]]:
+        """Every combination of the settings of a chain's steps."""
+        self._refuse_unknown(entry, keys, "setting of a chain:", ("chain",))
+        steps = entry["chain"]
+        keys = (*keys, "chain")
+        if not isinstance(steps, list) or not steps:
+            self._problem(keys, f"expected a list of defenses, got {steps!r}")
+            return
+        choices: list[list[Defense]] = []
+        for number, step in enumerate(steps):
+            place = (*keys, number)
+            if isinstance(step, dict) and "chain" in step:
+                self._problem(place, "a chain cannot hold a chain")
+                continue
+            made = self._entry("defense", Defense, step, place)
+            if any(one.catalog_name() == "none" for one in made):
+                self._problem(place, "'none' is no step of a chain; list it beside the chain")
+            choices.append(made)
+        yield from itertools.product(*choices)
+
+    def _entry(self, family: Family, kind: type[M], entry: Any, keys: Keys) -> list[M]:
+        """The methods that one entry stands for; none after a problem."""
+        settings = dict(entry) if isinstance(entry, dict) else {"name": entry}
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            self._problem(
+                keys, f"expected a name, or a mapping with a name and settings, got {entry!r}"
+            )
+            return []
+        named = (*keys, "name") if isinstance(entry, dict) else keys
+        if name.endswith(".py"):
+            name = str(self._absolute(name))
+        try:
+            method = catalog.method_class(family, name)
+        except ConfigError as error:
+            self._problem(named, str(error))
+            return []
+        kind_of_name = f"setting of {family} {method.catalog_name()}:"
+        if self._refuse_unknown(settings, keys, kind_of_name, method.model_fields):
+            return []
+        made = [
+            self._made(method, kind, chosen, keys)
+            for chosen in self._combinations(method, settings, keys)
+        ]
+        return [one for one in made if one is not None]
+
+    def _combinations(
+        self, method: type[Method], settings: Mapping[str, Any], keys: Keys
+    ) -> list[dict[str, Any]]:
+        """Every combination of the axes, in the order written; none after a problem."""
+        named: dict[str, list[Any]] = {}
+        for key, value in settings.items():
+            values = self._axis(method, key, value, (*keys, key))
+            if self.smoke and len(values) > SMOKE_AXIS_VALUES:
+                values = [values[0], values[-1]]
+            named[key] = values
+        return [
+            dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())
+        ]
+
+    def _axis(self, method: type[Method], key: str, value: Any, keys: Keys) -> list[Any]:
+        if isinstance(value, dict) and {"low", "high"} & set(value):
+            if self._refuse_unknown(value, keys, "setting of a range:", Range.model_fields):
+                return []
+            try:
+                Range.model_validate(value)
+            except ValidationError as error:
+                for inside, message in wording(error):
+                    self._problem((*keys, *inside), f"not a range: {message}")
+                return []
+        try:
+            values = axes(method.model_fields, {key: value})[key]
+        except ConfigError as error:
+            self._problem(keys, str(error).removeprefix(f"{key}: "))
+            return []
+        if key in method.path_fields():
+            return [str(self._absolute(one)) if isinstance(one, str) else one for one in values]
+        return values
+
+    def _made(
+        self, method: type[Method], kind: type[M], settings: dict[str, Any], keys: Keys
+    ) -> M | None:
+        if self.smoke:
+            settings = _few(method, settings)
+        try:
+            return _of_kind(method.checked(settings), kind)
+        except ConfigError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ValidationError):
+                self._problem(keys, str(error))
+                return None
+            for inside, message in wording(cause):
+                self._problem((*keys, *inside), message)
+            return None
+
+    def _absolute(self, written: str) -> Path:
+        """A path of the user's; a relative one is relative to the sweep file."""
+        return (self.folder / Path(written).expanduser()).resolve()
+
+
+def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with what a smoke run bounds: rows of a task, epochs and clean rows of the rest."""
+    few = dict(settings)
+    limits = SMOKE_ROWS if issubclass(method, Task) else SMOKE_LIMITS
+    for name, limit in limits.items():
+        if name not in method.model_fields:
+            continue
+        given = few.get(name, method.model_fields[name].default)
+        if given is None or (_is_whole(given) and given > limit):
+            few[name] = limit
+    return few
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, str) else "..."
+
+
+def _of_kind(method: Method, kind: type[M]) -> M:
+    if not isinstance(method, kind):
+        raise ConfigError(f"{method.catalog_name()} is no {kind.__name__}")
+    return method
+
+
+def _identity(one: Method | tuple[Method, ...]) -> str:
+    steps = one if isinstance(one, tuple) else (one,)
+    return canonical_json(
+        [[step.catalog_name(), step.source_file(), step.settings()] for step in steps]
+    )
+
+
+def _once(found: Iterable[T]) -> list[T]:
+    """Each method (or chain) with the same settings once; the first stays."""
+    first: dict[str, T] = {}
+    for one in found:
+        first.setdefault(_identity(one), one)
+    return list(first.values())

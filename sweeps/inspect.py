@@ -1,0 +1,109 @@
+"""Looking into output folders: what is there, what failed, one trial's log, the methods that exist."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from backdoor_core import catalog
+from backdoor_core.errors import ConfigError
+from backdoor_core.ledger import Ledger
+from backdoor_core.method import Family
+
+_SHOWN_FAILURES = 20
+KEY_LETTERS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What an output folder holds."""
+
+    out: str
+    store: str
+    trials: dict[str, int]
+    failures: tuple[dict[str, str], ...]
+    notices: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """A few lines for a person."""
+        counts = ", ".join(f"{n} {status}" for status, n in sorted(self.trials.items()))
+        lines = [f"out: {self.out}", f"store: {self.store}", f"trials: {counts or 'none'}"]
+        for item in self.failures[:_SHOWN_FAILURES]:
+            lines.append(
+                f"failed {item['key'][:KEY_LETTERS]} {item['defense']} against {item['attack']}: "
+                f"{item['error_class']}: {item['error']}"
+            )
+        if len(self.failures) > _SHOWN_FAILURES:
+            lines.append(f"... and {len(self.failures) - _SHOWN_FAILURES} more")
+        return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
+
+
+def status_of(out: Path, store: str) -> Status:
+    """The state of an output folder. Raises ConfigError where there is no ledger."""
+    ledger = _ledger(out)
+    rows = ledger.table().to_pylist()
+    names = ("key", "defense", "attack", "error_class", "error", "log")
+    failures = [
+        {name: str(row[name]) for name in names} for row in rows if row["status"] == "failed"
+    ]
+    return Status(
+        out=ledger.out.url,
+        store=store,
+        trials=dict(Counter(str(row["status"]) for row in rows)),
+        failures=tuple(failures),
+        notices=tuple(ledger.notices),
+    )
+
+
+def _ledger(out: Path) -> Ledger:
+    ledger = Ledger(out)
+    if not ledger.rows.names(".parquet"):
+        raise ConfigError(f"no ledger in {out}; give the output folder of a run (runs/<name>)")
+    return ledger
+
+
+def find_trial(out: Path, key: str) -> tuple[Path, dict[str, Any]]:
+    """The output folder and the row of a trial whose key starts with `key`.
+
+    `out` is an output folder or a folder above some (`runs`, or the one that holds `runs`). Raises ConfigError where
+    none or several match.
+    """
+    folders = [out, *sorted(path.parent for path in out.glob("**/ledger") if path.is_dir())]
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in dict.fromkeys(folders):
+        for row in Ledger(folder).table().to_pylist():
+            if str(row["key"]).startswith(key):
+                found[str(row["key"])] = (folder, row)
+    if len(found) != 1:
+        what = "no trial" if not found else f"{len(found)} trials"
+        raise ConfigError(
+            f"{what} with a key that starts with {key!r} below {out}; "
+            "give --out and more letters (the ledger's column `key`)"
+        )
+    return next(iter(found.values()))
+
+
+def log_text(out: Path, key: str) -> str:
+    """The log of the job that made a trial. Raises ConfigError where it has none."""
+    folder, row = find_trial(out, key)
+    if not row["log"] or not (folder / row["log"]).is_file():
+        raise ConfigError(f"trial {key} has no log in {folder} (it never started, or was skipped)")
+    return (folder / row["log"]).read_text(encoding="utf-8")
+
+
+def methods_of(plural: str) -> list[dict[str, Any]]:
+    """Name, summary and settings of every method of a family (`tasks`, `plms`, ...)."""
+    family = cast(Family, plural.removesuffix("s"))
+    listed = []
+    for name in catalog.names(family):
+        method = catalog.method_class(family, name)
+        listed.append(
+            {"name": name, "summary": method.summary(), "settings": list(method.model_fields)}
+        )
+    return listed

@@ -1,0 +1,113 @@
+"""What a worker does with one job: build the artifacts, write the rows. Failure is a result, not a crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backdoor_core.errors import SweepError, error_class
+from backdoor_core.ledger import Ledger
+from backdoor_core.pipeline import Workshop
+from backdoor_core.record import Metric, TrialRecord
+from backdoor_core.spec import TrialSpec
+from backdoor_core.store import ArtifactStore
+from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
+
+_LOG = logging.getLogger("backdoor_core.job")
+_BUILD = {"prepare": prepare, "victim": attack_victim, "reference": reference}
+
+
+def run_job(payload: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs one job and says how it ended: the fields of `schedule.Outcome`, as JSON.
+
+    `payload` is `Job.payload()`; `context` has `store`, `out`, `sweep` and `threads`. Any error becomes failed rows
+    (of a trial job) or an outcome with its error class (of the others).
+    """
+    start = time.perf_counter()
+    log = f"logs/{payload['key'][:24]}.log"
+    workshop = Workshop(ArtifactStore(context["store"]))
+    specs = [TrialSpec.model_validate(spec) for spec in payload["specs"]]
+    with _logged(str(context["out"]), log):
+        _LOG.info("job %s (%s)", payload["label"], payload["key"])
+        try:
+            _use_threads(int(context["threads"]))
+            if payload["kind"] == "trial":
+                outcome = _run_trials(workshop, specs, payload["attempts"], context, log)
+            else:
+                _BUILD[payload["kind"]](workshop, specs[0])
+                outcome = {}
+        except Exception as error:
+            _LOG.error("%s", traceback.format_exc())
+            outcome = {"error_class": error_class(error), "error": _worded(error)}
+    return outcome | {
+        "seconds": time.perf_counter() - start,
+        "notices": list(workshop.notices),
+        "log": log,
+    }
+
+
+def _run_trials(
+    workshop: Workshop,
+    specs: list[TrialSpec],
+    attempts: list[int],
+    context: Mapping[str, Any],
+    log: str,
+) -> dict[str, Any]:
+    """Scores each trial and publishes their rows together."""
+    records: list[TrialRecord] = []
+    metrics: dict[str, tuple[Metric, ...]] = {}
+    outcome: dict[str, Any] = {}
+    for spec, attempt in zip(specs, attempts, strict=True):
+        try:
+            scored = evaluate(workshop, spec, attempt=attempt, sweep=context["sweep"], log=log)
+            records.append(scored.record)
+            metrics[scored.record.key] = scored.metrics
+        except Exception as error:
+            _LOG.error("%s", traceback.format_exc())
+            sweep = context["sweep"]
+            records.append(failed(spec, error, attempt=attempt, sweep=sweep, log=log))
+            outcome = {"error_class": error_class(error), "error": _worded(error)}
+    Ledger(context["out"]).append(records, metrics)
+    bad = sum(record.status == "failed" for record in records)
+    return outcome | {"rows": len(records), "failed_rows": bad}
+
+
+def _worded(error: Exception) -> str:
+    return str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"
+
+
+def _use_threads(threads: int) -> None:
+    """As many threads as CPUs were given: equal keys then mean bit-identical numbers here."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _logged(out: str, name: str) -> Iterator[None]:
+    """Sends this project's log lines to the job's file, where the output folder is a local one."""
+    if "://" in out:
+        yield
+        return
+    path = Path(out) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("backdoor_core")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()

@@ -1,0 +1,31 @@
+"""The jobs of a sweep in this process, one after another: for a debugger, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sweeps.schedule import Outcome, Schedule
+
+
+def outcome_of(result: Mapping[str, Any]) -> Outcome:
+    """A worker's answer as a value."""
+    return Outcome(**(dict(result) | {"notices": tuple(result.get("notices", ()))}))
+
+
+def run_here(
+    schedule: Schedule,
+    runner: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]],
+    context: Mapping[str, Any],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs every job of `schedule` here, in its order."""
+    while not schedule.exhausted:
+        if should_stop():
+            schedule.closed = True
+            return
+        job = schedule.take()
+        if job is None:
+            return
+        schedule.complete(job.key, outcome_of(runner(job.payload(), context)))

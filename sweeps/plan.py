@@ -1,0 +1,262 @@
+"""From a sweep to jobs: every trial, what its artifacts need, minus what the store and the ledger hold.
+
+Resume is planning again: the same sweep planned after a kill gives the jobs that are left, and none when all is done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+from backdoor_core import catalog
+from backdoor_core.attack import Attack
+from backdoor_core.defense import Defense, clash
+from backdoor_core.ledger import Ledger
+from backdoor_core.pipeline import Pipeline, Workshop
+from backdoor_core.plm import PLMSource
+from backdoor_core.spec import Precision, TrialSpec, digest
+from backdoor_core.store import ArtifactStore
+from backdoor_core.task import TaskData
+from backdoor_core.trial import trial_code
+from sweeps.config import Sweep
+from sweeps.schedule import Job, JobKind
+
+BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What a sweep comes to now. `jobs` are in the order of the sweep file."""
+
+    sweep: Sweep
+    trials: dict[str, TrialSpec] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    """The attempt that a pending trial would be (1 for a first one)."""
+    done: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Trials that cannot be, with the reason."""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    victims: set[str] = field(default_factory=set)
+    cached_victims: set[str] = field(default_factory=set)
+    tasks: dict[str, TaskData] = field(default_factory=dict)
+    """The data of each task, by its key."""
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def cells(self) -> int:
+        """Distinct task x PLM x attack (with its settings)."""
+        return len({digest(s.task.identity(), s.plm.identity(), s.attack.identity())
+                    for s in self.trials.values()})  # fmt: skip
+
+    @property
+    def pending(self) -> dict[str, TrialSpec]:
+        """Trials that are still to run, in order."""
+        settled = self.done | self.failed | set(self.skipped)
+        return {key: spec for key, spec in self.trials.items() if key not in settled}
+
+
+def plan_sweep(
+    sweep: Sweep, store: ArtifactStore, ledger: Ledger, *, rerun: str | None = None
+) -> Plan:
+    """Plans a sweep against a store and a ledger. Tasks are loaded and checked here, PLMs are found.
+
+    `rerun`: an error class whose failed trials run again, or `all`. Raises ConfigError, DataError or
+    DependencyError before anything runs.
+    """
+    plan = Plan(sweep=sweep)
+    for spec, chain in _trials(sweep):
+        if spec.key not in plan.trials:
+            plan.trials[spec.key] = spec
+            if reason := _impossible(spec, chain):
+                plan.skipped[spec.key] = reason
+    _settle(plan, ledger, rerun)
+    workshop = Workshop(store)
+    for spec in plan.trials.values():
+        _check_task(plan, workshop, Pipeline(spec))
+    plan.notices += workshop.notices
+    for pipeline in map(Pipeline, plan.pending.values()):
+        _add_jobs(plan, store, pipeline)
+    _forget_held(plan)
+    return plan
+
+
+def _trials(sweep: Sweep) -> Iterator[tuple[TrialSpec, tuple[Defense, ...]]]:
+    """Every trial of the sweep; the clean twin and the undefended victim of every cell always."""
+    twin = catalog.make("attack", "none", {}).spec()
+    listed = [attack.resolved().spec() for attack in sweep.attacks]
+    attacks = [twin, *(spec for spec in listed if spec != twin)]
+    none = cast(Defense, catalog.make("defense", "none", {}))
+    listed_chains = [(none,), *(chain for chain in sweep.defenses if chain != (none,))]
+    chains = [(tuple(defense.spec() for defense in chain), chain) for chain in listed_chains]
+    tasks = [task.resolved().spec() for task in sweep.tasks]
+    code = trial_code()
+    for plm in sweep.plms:
+        plm.check()
+        plm_spec = plm.resolved().spec()
+        training = sweep.training.resolved(automatic_precision(sweep.resources.gpu, plm))
+        for task, seed, attack in itertools.product(tasks, sweep.seeds, attacks):
+            for specs, chain in chains:
+                if attack == twin and twin not in listed and chain != (none,):
+                    continue
+                yield (
+                    TrialSpec(task=task, plm=plm_spec, attack=attack, defenses=specs,
+                              training=training, seed=seed, code=code),
+                    chain,
+                )  # fmt: skip
+
+
+def automatic_precision(gpu: float, plm: PLMSource) -> Precision:
+    """What `precision: auto` means: bf16 where the device and the model gain by it, else float32.
+
+    A GPU is taken to do bf16 well (all since Ampere do); a CPU does with AVX512-BF16 or AMX.
+    """
+    if plm.preferred_precision == "float32":
+        return "float32"
+    return "bf16" if gpu > 0 or _cpu_flags() & BF16_CPU_FLAGS else "float32"
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def _impossible(spec: TrialSpec, chain: tuple[Defense, ...]) -> str | None:
+    """Why a trial cannot be, or None."""
+    if reason := clash(chain):
+        return reason
+    pipeline = Pipeline(spec)
+    for defense in chain:
+        lacking = defense.access - pipeline.attack.leaves
+        if lacking:
+            return (
+                f"{defense.catalog_name()} needs {', '.join(sorted(lacking))}, which attack "
+                f"{spec.attack.name} does not leave"
+            )
+        if pipeline.attacker_trains and type(defense).overrides("train"):
+            return f"both {spec.attack.name} and {defense.catalog_name()} would train the victim"
+    return None
+
+
+def _settle(plan: Plan, ledger: Ledger, rerun: str | None) -> None:
+    """Marks trials that the ledger holds, and numbers the attempts of the others."""
+    table = ledger.table().select(["key", "attempt", "status", "error_class"])
+    plan.notices += ledger.notices
+    for row in table.to_pylist():
+        key = row["key"]
+        if key not in plan.trials or key in plan.skipped:
+            continue
+        if row["status"] == "ok":
+            plan.done.add(key)
+        elif row["status"] == "failed" and rerun not in ("all", row["error_class"]):
+            plan.failed.add(key)
+        else:
+            plan.attempts[key] = row["attempt"] + 1
+
+
+def _check_task(plan: Plan, workshop: Workshop, pipeline: Pipeline) -> None:
+    """Loads each task once; the target of every attack must be one of its labels."""
+    if pipeline.task_key not in plan.tasks:
+        data = plan.tasks[pipeline.task_key] = workshop.task_data(pipeline)
+        plan.notices += [f"{pipeline.spec.task.name}: {note}" for note in data.notes]
+    target = getattr(pipeline.attack, "target_label", None)
+    if isinstance(target, int):
+        pipeline.attack.check_target(plan.tasks[pipeline.task_key], target)
+
+
+def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
+    """The jobs that one pending trial needs; those that others need too are shared."""
+    spec = pipeline.spec
+    prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
+                    spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
+    needs = {prepared}
+    for victim in {
+        p.victim_key: p for p in (pipeline.twin, pipeline.undefended, pipeline)
+    }.values():
+        needs.add(_victim_job(plan, store, victim, prepared))
+    if type(pipeline.attack).prepare is not Attack.prepare:
+        key = pipeline.twin.triggered_observed_key(pipeline.triggers_key)
+        twin = digest("job", "victim", pipeline.twin.victim_key)
+        needs.add(_job(plan, "reference", key, f"clean twin on the triggers of {spec.attack.name}",
+                       pipeline.undefended.spec, frozenset({prepared, twin}), _held(store, key)))  # fmt: skip
+    key = digest("job", "trial", pipeline.observed_key)
+    before = plan.jobs.get(key)
+    plan.jobs[key] = Job(
+        key=key,
+        kind="trial",
+        label=f"{'+'.join(d.name for d in spec.defenses) or 'none'} against {_attack_label(spec)}",
+        specs=(*(before.specs if before else ()), spec),
+        attempts=(*(before.attempts if before else ()), plan.attempts.get(spec.key, 1)),
+        needs=frozenset(needs) | (before.needs if before else frozenset()),
+    )
+
+
+def _victim_job(plan: Plan, store: ArtifactStore, pipeline: Pipeline, prepared: str) -> str:
+    """The job that leaves one victim and its own observations."""
+    plan.victims.add(pipeline.victim_key)
+    artifacts = [pipeline.victim_key, pipeline.clean_observed_key]
+    if type(pipeline.attack).prepare is not Attack.prepare:
+        artifacts.append(pipeline.triggered_observed_key(pipeline.triggers_key))
+    if store.has(pipeline.victim_key):
+        plan.cached_victims.add(pipeline.victim_key)
+    return _job(plan, "victim", pipeline.victim_key, f"victim of {_attack_label(pipeline.spec)}",
+                pipeline.spec, frozenset({prepared}), _held(store, *artifacts))  # fmt: skip
+
+
+def _job(
+    plan: Plan,
+    kind: JobKind,
+    artifact: str,
+    label: str,
+    spec: TrialSpec,
+    needs: frozenset[str],
+    held: bool,
+) -> str:
+    """Adds a building job unless its artifacts are held or it is there already; returns its key."""
+    key = digest("job", kind, artifact)
+    if not held and key not in plan.jobs:
+        plan.jobs[key] = Job(key=key, kind=kind, label=label, specs=(spec,), needs=needs)
+    return key
+
+
+def _held(store: ArtifactStore, *keys: str) -> bool:
+    return all(store.has(key) for key in keys)
+
+
+def _attack_label(spec: TrialSpec) -> str:
+    rate = Pipeline(spec).attack.asked_rate
+    return f"{spec.attack.name}{'' if rate is None else f' at {rate:g}'}, seed {spec.seed}"
+
+
+def _forget_held(plan: Plan) -> None:
+    """Needs whose artifacts are in the store already have no job, and are needed no more."""
+    jobs = frozenset(plan.jobs)
+    plan.jobs = {key: replace(job, needs=job.needs & jobs) for key, job in plan.jobs.items()}
+
+
+def default_store() -> Path:
+    """The user's own artifact store: all sweeps share it, and so their victims.
+
+    `BACKDOOR_SWEEPS_STORE` names another one; else it is in the user's cache folder.
+    """
+    if named := os.environ.get("BACKDOOR_SWEEPS_STORE"):
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "backdoor-sweeps"
+
+
+def opened(store: str | Path, out: str | Path) -> tuple[ArtifactStore, Ledger]:
+    """The store and the ledger, their folders made. Raises StorageError where one cannot be written."""
+    artifacts, ledger = ArtifactStore(store), Ledger(out)
+    for folder in (artifacts.folder, ledger.out):
+        folder.make()
+    return artifacts, ledger

@@ -1,0 +1,135 @@
+"""The live view of a run: victims and defenses done, running, failed, and the time left. Quiet otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sweeps.schedule import Job, Outcome
+
+PLAIN_EVERY_S = 30.0
+"""How often a line is written where the output is no terminal."""
+_SHOWN_FAILURES = 5
+_KINDS = {
+    "prepare": "preparation",
+    "victim": "victims",
+    "reference": "clean twin",
+    "trial": "defenses",
+}
+
+
+@dataclass
+class Progress:
+    """Counts jobs by kind as a schedule tells of them, and shows them on `console`."""
+
+    console: Console
+    total: dict[str, int]
+    slots: int = 1
+    ended: dict[str, int] = field(default_factory=dict)
+    running: dict[str, Job] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    failed_rows: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._live: Live | None = None
+        self._last_line = time.monotonic()
+
+    def __call__(self, event: str, job: Job, outcome: Outcome | None) -> None:
+        """A `schedule.Listener`."""
+        if event == "started":
+            self.running[job.key] = job
+        else:
+            self.running.pop(job.key, None)
+            self.ended[job.kind] = self.ended.get(job.kind, 0) + 1
+            if outcome is not None:
+                self._note(event, job, outcome)
+        self._show()
+
+    def _note(self, event: str, job: Job, outcome: Outcome) -> None:
+        if event == "done":
+            self.seconds.setdefault(job.kind, []).append(outcome.seconds)
+        for notice in outcome.notices if event != "dropped" else ():
+            self.console.print(f"note: {notice}", markup=False, highlight=False)
+        if event == "dropped":
+            self.failed_rows += len(job.specs)
+        elif outcome.error_class is not None:
+            self.failed_rows += outcome.failed_rows
+            text = f"{job.label}: {outcome.error_class}: {outcome.error}"
+            self.failures.append(text)
+            if len(self.failures) <= _SHOWN_FAILURES:
+                self.console.print(f"failed: {text}", markup=False, highlight=False, style="red")
+
+    def left_s(self) -> float | None:
+        """Seconds until the end, from the mean of the jobs that ended so far; None before any has."""
+        known = {kind: sum(s) / len(s) for kind, s in self.seconds.items() if s}
+        if not known:
+            return None
+        longest = max(known.values())
+        left = sum(
+            (count - self.ended.get(kind, 0)) * known.get(kind, longest)
+            for kind, count in self.total.items()
+        )
+        return left / max(self.slots, 1)
+
+    def _show(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+        elif time.monotonic() - self._last_line >= PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(self._line(), markup=False, highlight=False)
+
+    def _counts(self) -> list[tuple[str, str]]:
+        return [
+            (_KINDS[kind], f"{self.ended.get(kind, 0)}/{count}")
+            for kind, count in self.total.items()
+            if count
+        ]
+
+    def _line(self) -> str:
+        counts = ", ".join(f"{name} {count}" for name, count in self._counts())
+        return (
+            f"{counts}; {len(self.running)} running, {len(self.failures)} failed"
+            f"{_left(self.left_s())}"
+        )
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, count in self._counts():
+            table.add_row(name, count)
+        names = ", ".join(job.label for job in self.running.values())
+        table.add_row("running", names or "-")
+        table.add_row("failed", str(len(self.failures)) + _left(self.left_s()))
+        return table
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Shows the view for the duration: live on a terminal, else a line now and then."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(self._table(), console=self.console, refresh_per_second=4) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"; about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,151 @@
+"""Running a sweep: plan, schedule, record what could not run, compact the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rich.console import Console
+
+from backdoor_core.ledger import Ledger
+from backdoor_core.record import TrialRecord
+from backdoor_core.store import ArtifactStore
+from backdoor_core.trial import skipped, started
+from sweeps.config import Sweep
+from sweeps.plan import Plan
+from sweeps.progress import Progress
+from sweeps.schedule import Job, Outcome, Schedule
+
+RUNNER = "sweeps.jobs:run_job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended: by itself (`finished`), because its time was up, or interrupted by the user."""
+
+    ending: Literal["finished", "time", "interrupted"]
+    done_jobs: int
+    failed_trials: int
+    failures: tuple[str, ...]
+    seconds: float
+
+
+def run_plan(
+    plan: Plan,
+    store: ArtifactStore,
+    ledger: Ledger,
+    console: Console,
+    *,
+    local: bool = False,
+    max_hours: float | None = None,
+) -> RunResult:
+    """Runs the jobs of a plan, on Ray Tune or (`local`) in this process.
+
+    Every pending trial that can have a row has one afterwards, unless the run ended early.
+    """
+    start = time.monotonic()
+    _record_skipped(plan, ledger)
+    progress = Progress(console, total=_totals(plan))
+    schedule = Schedule.of(plan.jobs.values(), progress)
+    context = {
+        "store": store.folder.url,
+        "out": ledger.out.url,
+        "sweep": plan.sweep.name,
+        "threads": max(1, int(plan.sweep.resources.cpu)),
+    }
+    interrupted = False
+    time_is_up = _time_limit(start, max_hours)
+    try:
+        _execute(plan.sweep, schedule, progress, context, time_is_up, local=local)
+    except KeyboardInterrupt:
+        interrupted = True
+    _record_dropped(schedule, plan, ledger)
+    ledger.compact()
+    ending: Literal["finished", "time", "interrupted"] = "finished"
+    if schedule.open:
+        ending = "time" if time_is_up() and not interrupted else "interrupted"
+    return RunResult(
+        ending=ending,
+        done_jobs=len(schedule.done),
+        failed_trials=progress.failed_rows,
+        failures=tuple(progress.failures),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _execute(
+    sweep: Sweep,
+    schedule: Schedule,
+    progress: Progress,
+    context: dict[str, object],
+    time_is_up: Callable[[], bool],
+    *,
+    local: bool,
+) -> None:
+    if local:
+        from sweeps.jobs import run_job
+        from sweeps.local import run_here
+
+        with progress.shown():
+            run_here(schedule, run_job, context, should_stop=time_is_up)
+        return
+    from sweeps.tune_bridge import run_with_tune, slots_of, start_ray
+
+    start_ray()
+    slots = slots_of(sweep.resources, sweep.slots)
+    progress.slots = slots
+    with progress.shown():
+        run_with_tune(
+            schedule, RUNNER, context, resources=sweep.resources, slots=slots,
+            should_stop=time_is_up,
+        )  # fmt: skip
+
+
+def _time_limit(start: float, max_hours: float | None) -> Callable[[], bool]:
+    """Whether the time is up: jobs that run then finish, and no other starts."""
+    limit = float("inf") if max_hours is None else start + max_hours * 3600
+    return lambda: time.monotonic() >= limit
+
+
+def _totals(plan: Plan) -> dict[str, int]:
+    totals = {"prepare": 0, "victim": 0, "reference": 0, "trial": 0}
+    for job in plan.jobs.values():
+        totals[job.kind] += 1
+    return totals
+
+
+def _record_skipped(plan: Plan, ledger: Ledger) -> None:
+    """A row for each trial that cannot be, once."""
+    known = set(ledger.table()["key"].to_pylist())
+    ledger.append(
+        [
+            skipped(plan.trials[key], reason, attempt=1, sweep=plan.sweep.name)
+            for key, reason in plan.skipped.items()
+            if key not in known
+        ],
+        {},
+    )
+
+
+def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger) -> None:
+    """Failed rows for the trials whose victim (or worker) failed: their cause is named."""
+    causes: dict[str, Outcome] = dict(schedule.dropped)
+    causes |= {
+        key: outcome
+        for key, outcome in schedule.done.items()
+        if schedule.jobs[key].kind == "trial" and outcome.error_class and not outcome.rows
+    }
+    records = [
+        record
+        for key, cause in causes.items()
+        for record in _failed_rows(schedule.jobs[key], cause, plan.sweep.name)
+    ]
+    ledger.append(records, {})
+
+
+def _failed_rows(job: Job, cause: Outcome, sweep: str) -> Iterator[TrialRecord]:
+    for spec, attempt in zip(job.specs, job.attempts, strict=False):
+        row = started(spec, attempt=attempt, sweep=sweep, log=cause.log)
+        yield replace(row, error_class=cause.error_class, error=cause.error)

@@ -1,0 +1,199 @@
+"""Ray Tune runs the jobs: a searcher that hands out only ready ones, and one trainable whose actors live on.
+
+Tune executes, the ledger decides: every start is a fresh Tuner over the jobs that are not done, and Ray's own
+restore is never used. What was measured on Ray 2.60 and led to these settings is in docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Set before Ray is imported: it reads them once. The memory monitor is off because the error that it raises
+# ends the Tune driver; token authentication stays as Ray has it.
+QUIET_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+for _name, _value in QUIET_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from backdoor_core.errors import ConfigError  # noqa: E402
+from sweeps.config import Resources  # noqa: E402
+from sweeps.local import outcome_of  # noqa: E402
+from sweeps.schedule import Outcome, Schedule  # noqa: E402
+
+MAX_FAILURES = 2
+_GIB = 1 << 30
+
+
+def bundle(resources: Resources) -> dict[str, float]:
+    """What one job asks for, in Ray's words (memory in bytes)."""
+    wanted = {
+        "CPU": resources.cpu,
+        "GPU": resources.gpu,
+        "memory": (resources.memory_gib or 0) * _GIB,
+    }
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+class _ReadyJobs(Searcher):
+    """Hands out ready jobs; nothing is suggested twice, and dependants of a failed job never are."""
+
+    def __init__(self, schedule: Schedule, should_stop: Callable[[], bool]) -> None:
+        super().__init__(metric="ended", mode="max")
+        self._schedule = schedule
+        self._should_stop = should_stop
+        self._by_trial: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._should_stop():
+            self._schedule.closed = True
+        if self._schedule.exhausted:
+            return str(Searcher.FINISHED)
+        job = self._schedule.take()
+        if job is None:
+            return None
+        self._by_trial[trial_id] = job.key
+        return {"job": json.dumps(job.payload())}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        key = self._by_trial.pop(trial_id, None)
+        if key is None:
+            return
+        if error or not result or "outcome" not in result:
+            outcome = Outcome(
+                error_class="lost",
+                error=f"the worker was lost {MAX_FAILURES + 1} times (killed, or out of memory)",
+            )
+        else:
+            outcome = outcome_of(json.loads(result["outcome"]))
+        self._schedule.complete(key, outcome)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ReadyJobs:
+        """Tune copies a searcher before it runs; this one is the schedule's own, and must not be two."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles searchers for its own restore, which is never used: nothing to keep."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never used: resume is planning again."""
+
+
+class _JobTrainable(tune.Trainable):
+    """Runs one job a step, one step a trial; the process and its imports live on between trials."""
+
+    def setup(self, config: dict[str, Any], runner: str = "", context: str = "{}") -> None:
+        module, function = runner.split(":")
+        self._runner = getattr(importlib.import_module(module), function)
+        self._context = json.loads(context)
+        self._job = json.loads(config["job"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._job = json.loads(new_config["job"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        outcome = self._runner(self._job, self._context)
+        return {"done": True, "ended": 1, "outcome": json.dumps(outcome)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a job publishes its own artifacts."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing to load: a retried job finds what it published in the store."""
+
+
+def start_ray(cpus: int | None = None) -> None:
+    """Joins the cluster that `RAY_ADDRESS` names, or starts Ray on this machine (dashboard off)."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **settings)
+    else:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+
+
+def slots_of(resources: Resources, wanted: int | None) -> int:
+    """How many jobs run at once: what the resources allow, and at most `wanted`.
+
+    Raises ConfigError where not even one fits.
+    """
+    have = ray.cluster_resources()
+    fits = [
+        int(have.get(name, 0) // amount) for name, amount in bundle(resources).items() if amount
+    ]
+    most = min(fits, default=1)
+    if most < 1:
+        raise ConfigError(
+            f"no job fits: one asks for {bundle(resources)}, the machine or cluster has "
+            f"{ {k: v for k, v in have.items() if k in bundle(resources)} }; lower `resources`"
+        )
+    return min(most, wanted) if wanted else most
+
+
+def run_with_tune(
+    schedule: Schedule,
+    runner: str,
+    context: Mapping[str, Any],
+    *,
+    resources: Resources,
+    slots: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs `schedule` on Ray Tune, at most `slots` jobs at once.
+
+    `runner` is `module:function`, called in a worker as `function(payload, context)`; data and models reach it by key.
+    Returns when nothing can be handed out any more, or after an interrupt.
+    """
+    if schedule.exhausted:
+        return
+    trainable = tune.with_resources(
+        tune.with_parameters(_JobTrainable, runner=runner, context=json.dumps(dict(context))),
+        tune.PlacementGroupFactory([bundle(resources)]),
+    )
+    with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_ReadyJobs(schedule, should_stop),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                metric="ended",
+                mode="max",
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                trial_name_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="jobs",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        tuner.fit()
