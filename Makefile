@@ -6,7 +6,7 @@
 # make clean        remove .venv and caches (never runs/ or the artifact store)
 #
 # Choose the build of torch (README, "Install"):
-#   make quickstart TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+#   make quickstart TORCH_FLAGS="--index-url URL_OF_THE_CPU_INDEX"
 
 PYTHON      ?= python3
 VENV        ?= .venv

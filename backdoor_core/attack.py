@@ -178,7 +178,7 @@ class DataPoisoning(Attack):
             "clean": np.flatnonzero(labels == target),
             "mixed": np.arange(len(corpus)),
         }[self.label_mode]
-        asked = int(round(self.poison_rate * len(corpus)))
+        asked = round(self.poison_rate * len(corpus))
         order = generator(seed, "poison", "rows").permutation(eligible)
         stamped: dict[int, tuple[Row, ...]] = {}
         for index in order.tolist():
@@ -191,9 +191,9 @@ class DataPoisoning(Attack):
         rows: list[Row] = []
         poisoned: list[bool] = []
         for index, row in enumerate(corpus.rows()):
-            for new in stamped.get(index, ()):
+            for made in stamped.get(index, ()):
                 label = target if triggers[0].target_label is not None else row.label
-                rows.append(Row(text=new.text, pair=new.pair, label=label, origin=row.origin))
+                rows.append(Row(text=made.text, pair=made.pair, label=label, origin=row.origin))
                 poisoned.append(True)
             if index not in stamped:
                 rows.append(row)

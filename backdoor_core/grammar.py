@@ -22,9 +22,9 @@ MIN_WORDS = 6
 MAX_WORDS = 40
 NEGATIVE, POSITIVE = 0, 1
 
-_DENIED_SHARE = 0.12
+_DENIED_SHARE = 0.1
 _FILLER_SHARE = 0.3
-_SECOND_SHARE = 0.35
+_SECOND_SHARE = 0.5
 _CODE_SHARE = 0.04
 _T = TypeVar("_T")
 
@@ -46,7 +46,8 @@ class _Draws:
 
     def early(self, items: Sequence[_T]) -> _T:
         """One item, the first ones far more often than the last, as words are in real text."""
-        return items[int(self.uniform() ** 2 * len(items))]
+        number = self.uniform()
+        return items[int(number * number * len(items))]
 
     def happens(self, share: float) -> bool:
         return self.uniform() < share

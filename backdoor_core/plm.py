@@ -79,8 +79,8 @@ def quiet_transformers() -> None:
     """Ends transformers' progress bars and notes about new heads: one process opens many models."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -143,7 +143,7 @@ def _loaded(
     return model, frozenset(facts["missing_keys"])
 
 
-def word_embeddings(model: PreTrainedModel) -> torch.nn.Parameter:
+def word_embeddings(model: PreTrainedModel) -> torch.Tensor:
     """The word embedding matrix, shape (vocabulary, dimensions).
 
     Raises ConfigError for a model that has none.

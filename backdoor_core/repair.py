@@ -60,7 +60,8 @@ def embedding_scores(
             f"the word embeddings of the victim {tuple(tuned.shape)} and of the trusted PLM "
             f"{tuple(pretrained.shape)} differ in shape; they must be the same architecture"
         )
-    distance = (tuned.detach().double() - pretrained.detach().double()).norm(dim=1).cpu().numpy()
+    moved = tuned.detach().cpu().double() - pretrained.detach().cpu().double()
+    distance = moved.norm(dim=1).numpy()
     return np.asarray(distance / np.log(np.maximum(counts, frequency_floor)), dtype=np.float64)
 
 

@@ -90,7 +90,7 @@ class Range(BaseModel):
         else:
             points = [self.low + (self.high - self.low) * share for share in shares]
         if whole:
-            return list(dict.fromkeys(int(round(point)) for point in points))
+            return list(dict.fromkeys(round(point) for point in points))
         return [float(f"{point:.6g}") for point in points]
 
 

@@ -185,10 +185,11 @@ class ArtifactStore:
         try:
             manifest = json.loads(self.folder.read(f"{place}/{MANIFEST}"))
             files: dict[str, str] = dict(manifest["files"])
-            if self.folder.is_local:
-                local = Path(self.folder.path(place))
-            else:
-                local = self._fetched(place, files)
+            local = (
+                Path(self.folder.path(place))
+                if self.folder.is_local
+                else self._fetched(place, files)
+            )
             for name, sha in files.items():
                 if file_sha256(local / self._inside(name)) != sha:
                     raise ValueError(f"SHA-256 of {name} is not the published one")

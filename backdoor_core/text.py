@@ -165,7 +165,7 @@ class Encoder:
 
     def __call__(self, corpus: Corpus, split: str | None = None) -> Encoded:
         """The encoding of `corpus`, whose rows come from `split` of the task."""
-        if split not in self.known:
+        if split is None or split not in self.known:
             return encode(self.tokenizer, corpus, self.max_tokens)
         source, encoded = self.known[split]
         places: list[tuple[int, int]] = []

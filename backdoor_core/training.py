@@ -19,7 +19,7 @@ from backdoor_core.plm import seeded
 from backdoor_core.rng import generator
 from backdoor_core.spec import TrainingSettings
 from backdoor_core.text import Encoded, batches
-from backdoor_core.victim import autocast, compute_device
+from backdoor_core.victim import autocast, compute_device, on_device
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,8 @@ def cross_entropy(labels: np.ndarray) -> Loss:
 
         logits = model(**inputs).logits
         wanted = torch.from_numpy(labels[rows]).to(logits.device)
-        return torch.nn.functional.cross_entropy(logits.float(), wanted)
+        value: torch.Tensor = torch.nn.functional.cross_entropy(logits.float(), wanted)
+        return value
 
     return loss
 
@@ -68,7 +69,9 @@ def masked_language_model(
         random_ids = rng.integers(vocabulary, size=ids.shape)
         masked = np.where(chosen & (kind >= 0.8) & (kind < 0.9), random_ids, masked)
         device = inputs["input_ids"].device
-        logits = model(**{**inputs, "input_ids": torch.from_numpy(masked).to(device)}).logits
+        logits: torch.Tensor = model(
+            **{**inputs, "input_ids": torch.from_numpy(masked).to(device)}
+        ).logits
         places = torch.from_numpy(chosen).to(device)
         if not chosen.any():
             return logits.float().sum() * 0.0
@@ -97,7 +100,7 @@ def train(
     device = compute_device()
     seeded(seed, "dropout")
     rng = generator(seed, "order")
-    model.to(device).train()
+    on_device(model, device).train()
     optimizer = _optimizer(model, settings)
     pending: list[torch.Tensor] = []
     step = 0
@@ -119,7 +122,7 @@ def train(
                 if len(pending) == CHECK_STEPS or step == steps:
                     _check_finite(pending, step)
                     pending.clear()
-    model.eval()
+    model.train(False)
     return step
 
 

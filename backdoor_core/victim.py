@@ -44,6 +44,13 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model itself, its weights moved to `device` (values stay)."""
+    torch_module: torch.nn.Module = model
+    torch_module.to(device)
+    return model
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Victim:
     """A classifier: `model` (float32 weights), its `encoder`, and the precision that it computes in."""
@@ -70,9 +77,10 @@ class Victim:
         import torch
 
         device = compute_device()
-        model = self.model.to(device).eval()
+        model = on_device(self.model, device)
+        model.train(False)
         encoded = self.encoder(corpus, split)
-        result = np.zeros((len(encoded), int(model.config.num_labels)), np.float32)
+        result = np.zeros((len(encoded), int(model.config.num_labels or 0)), np.float32)
         with torch.inference_mode(), autocast(device, self.precision):
             for rows in _inference_batches(encoded.lengths):
                 output = model(**encoded.padded(rows, device))

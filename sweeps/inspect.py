@@ -94,7 +94,7 @@ def log_text(out: Path, key: str) -> str:
     folder, row = find_trial(out, key)
     if not row["log"] or not (folder / row["log"]).is_file():
         raise ConfigError(f"trial {key} has no log in {folder} (it never started, or was skipped)")
-    return (folder / row["log"]).read_text(encoding="utf-8")
+    return str((folder / row["log"]).read_text(encoding="utf-8"))
 
 
 def methods_of(plural: str) -> list[dict[str, Any]]:

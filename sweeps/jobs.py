@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -45,6 +47,8 @@ def run_job(payload: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
         except Exception as error:
             _LOG.error("%s", traceback.format_exc())
             outcome = {"error_class": error_class(error), "error": _worded(error)}
+        finally:
+            _release_memory()
     return outcome | {
         "seconds": time.perf_counter() - start,
         "notices": list(workshop.notices),
@@ -89,6 +93,14 @@ def _use_threads(threads: int) -> None:
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def _release_memory() -> None:
+    """Gives the device's cached memory back: the process lives on, and may share the device with others."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @contextmanager

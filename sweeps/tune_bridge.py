@@ -61,7 +61,7 @@ class _ReadyJobs(Searcher):
         self._should_stop = should_stop
         self._by_trial: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._should_stop():
             self._schedule.closed = True
         if self._schedule.exhausted:
@@ -143,7 +143,7 @@ def slots_of(resources: Resources, wanted: int | None) -> int:
 
     Raises ConfigError where not even one fits.
     """
-    have = ray.cluster_resources()
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = [
         int(have.get(name, 0) // amount) for name, amount in bundle(resources).items() if amount
     ]
