@@ -2,7 +2,7 @@
 # make test         lint, types, tests with coverage
 # make lint         ruff and mypy only
 # make format       let ruff rewrite what it can
-# make bench        one JSON line of ratios from each file in benchmarks/
+# make bench        JSON lines of ratios from each file in benchmarks/ (BENCH_ARGS=--strict: fail where one does not hold)
 # make clean        remove .venv and caches (never runs/ or the artifact store)
 #
 # Choose the build of torch (README, "Install"):
@@ -23,6 +23,10 @@ DEV  := $(VENV)/.installed-dev
 
 # Two test processes of one thread each: torch would otherwise start one thread per core in both.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
+
+# A busy machine spoils a benchmark: each prints how busy it was.
+BENCH_ARGS ?=
+BENCH_ENV  := TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test lint format bench clean
@@ -65,8 +69,9 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(CORE)
-	@set -e; for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+bench: $(DEV)
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+		$(BENCH_ENV) $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" $(BENCH_ARGS); done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -12,7 +12,7 @@ import importlib.util
 import pkgutil
 import sys
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -34,13 +34,19 @@ _FAMILIES: dict[str, tuple[str, type[Method]]] = {
 
 
 @cache
+def _installed(family: Family) -> dict[str, EntryPoint]:
+    """The methods that installed packages bring: read once, since it opens a file of every package."""
+    folder, _ = _FAMILIES[family]
+    return {entry.name: entry for entry in entry_points(group=f"backdoor_sweeps.{folder}")}
+
+
+@cache
 def names(family: Family) -> tuple[str, ...]:
     """The names of all methods of a family that ship or are installed, sorted."""
     folder, _ = _FAMILIES[family]
     package = importlib.import_module(f"backdoor_core.{folder}")
     shipped = {info.name for info in pkgutil.iter_modules(package.__path__)}
-    installed = {entry.name for entry in entry_points(group=f"backdoor_sweeps.{folder}")}
-    return tuple(sorted(shipped | installed))
+    return tuple(sorted(shipped | set(_installed(family))))
 
 
 def method_class(family: Family, name: str) -> type[Method]:
@@ -53,9 +59,8 @@ def method_class(family: Family, name: str) -> type[Method]:
         return _only_class(_user_module(str(Path(name).resolve())), base, name)
     if name not in names(family):
         raise ConfigError(unknown_name(family, name, names(family)))
-    for entry in entry_points(group=f"backdoor_sweeps.{folder}"):
-        if entry.name == name:
-            return cast("type[Method]", entry.load())
+    if entry := _installed(family).get(name):
+        return cast("type[Method]", entry.load())
     module = importlib.import_module(f"backdoor_core.{folder}.{name}")
     return _only_class(module, base, name)
 

@@ -79,8 +79,7 @@ def _walk_imports(node: ast.AST, found: set[str]) -> None:
     """Project modules imported below `node`, except those that only a type checker imports."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and _is_type_checking(child.test):
-            for other in child.orelse:
-                _walk_imports(other, found)
+            _walk_imports(ast.Module(body=child.orelse, type_ignores=[]), found)
             continue
         if isinstance(child, ast.Import):
             found.update(a.name for a in child.names if a.name.startswith(PACKAGE + "."))

@@ -26,6 +26,8 @@ from backdoor_core.record import (
 from backdoor_core.store import Folder
 
 COMPACT_FILES = 64
+READ_TRIES = 10
+"""How often a reader starts anew where a compaction elsewhere takes files away while it reads."""
 
 
 class Ledger:
@@ -78,19 +80,31 @@ class Ledger:
                 folder.remove(name)
 
     def _concatenated(self, folder: Folder, schema: pa.Schema) -> pa.Table:
+        for _ in range(READ_TRIES):
+            tables = self._read(folder, schema)
+            if tables is not None:
+                break
+        else:
+            raise StorageError(f"{folder.url}: files vanish while they are read; try again")
+        if not tables:
+            return schema.empty_table()
+        return distinct(pa.concat_tables(tables))
+
+    def _read(self, folder: Folder, schema: pa.Schema) -> list[pa.Table] | None:
+        """All files' rows; None where one vanished: a compaction elsewhere moved its rows to a new file."""
         tables = []
         for name in folder.names(".parquet"):
             try:
                 tables.append(conformed(folder.read_table(name), schema))
             except StorageError as error:
+                if not folder.exists(name):
+                    return None
                 aside = folder.set_aside(name)
                 self.notices.append(
                     f"{folder.url}/{name} is damaged and was set aside as {aside}; "
                     f"its trials run again ({error.__cause__})"
                 )
-        if not tables:
-            return schema.empty_table()
-        return distinct(pa.concat_tables(tables))
+        return tables
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:

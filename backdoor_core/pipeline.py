@@ -26,7 +26,7 @@ from backdoor_core import catalog
 from backdoor_core.attack import Attack, Poisoned, TrainingJob, Trigger
 from backdoor_core.corpus import Corpus
 from backdoor_core.defense import DOWNSTREAM_HOOKS, UPSTREAM_HOOKS, Defense, Guard, ModelGuard, View
-from backdoor_core.errors import ConfigError, DamagedArtifactError, DataError, StorageError
+from backdoor_core.errors import ConfigError, DamagedArtifactError, DataError, SweepError
 from backdoor_core.fingerprint import code_fingerprint
 from backdoor_core.measure import measured
 from backdoor_core.plm import PLM, PLMSource
@@ -442,8 +442,10 @@ class Workshop:
             "clean": lambda: self._clean_rows(pipeline, defense, data),
             "unlabelled": lambda: tuple(data.splits["clean"].texts),
         }
+        # Before training there is no victim yet: asking for it raises, rather than giving None.
+        granted = defense.access - ({"victim"} if victim is None else set())
         return View(
-            {name: sources[name]() for name in sorted(defense.access)},
+            {name: sources[name]() for name in sorted(granted)},
             labels=len(data.label_names),
             training=pipeline.spec.training,
             seed=seed,
@@ -577,7 +579,7 @@ def _observed(guard: Guard, corpus: Corpus, split: str) -> pa.Table:
     """One row an answer: a guard that loses or adds rows is refused."""
     table = guard.observe(_unlabelled(corpus), split)
     if table.num_rows != len(corpus):
-        raise StorageError(
+        raise SweepError(
             f"{type(guard).__name__}.observe answered {table.num_rows} rows for {len(corpus)} texts"
         )
     return table

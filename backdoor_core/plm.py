@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from backdoor_core.errors import ConfigError, DataError
+from backdoor_core.errors import ConfigError, DataError, error_class
 from backdoor_core.method import Method
 from backdoor_core.rng import derive
 
@@ -130,17 +130,27 @@ class PLM:
 def _loaded(
     kind: Any, folder: Path, seed: int, settings: dict[str, Any]
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    import torch
-
     seeded(seed, "head")
+    model, facts = opened(kind, folder, output_loading_info=True, **settings)
+    return model, frozenset(facts["missing_keys"])
+
+
+def opened(kind: Any, folder: Path, **settings: Any) -> Any:
+    """What the transformers class `kind` makes of a model folder, in float32.
+
+    Raises ConfigError, in one line, for weights that are damaged or that do not fit the configuration.
+    """
+    import torch
+    from safetensors import SafetensorError
+
     quiet_transformers()
     try:
-        model, facts = kind.from_pretrained(
-            str(folder), dtype=torch.float32, output_loading_info=True, **settings
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from error
-    return model, frozenset(facts["missing_keys"])
+        return kind.from_pretrained(str(folder), dtype=torch.float32, **settings)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if error_class(error) == "oom":
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"the model in {folder} cannot be loaded: {reason}") from error
 
 
 def word_embeddings(model: PreTrainedModel) -> torch.Tensor:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from backdoor_core.errors import ConfigError, DamagedArtifactError, StorageError
+from backdoor_core.errors import ConfigError, DamagedArtifactError, StorageError, SweepError
 from backdoor_core.fingerprint import file_sha256
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,7 @@ def _storage_errors(place: str) -> Iterator[None]:
     """Words any error of a filesystem as one line that names the place."""
     try:
         yield
-    except StorageError:
+    except SweepError:  # some are OSErrors too (a timeout, a refused access), and say more
         raise
     except (OSError, pa.ArrowInvalid) as error:
         raise StorageError(
@@ -150,8 +150,20 @@ class Folder:
         with _storage_errors(self.path(name)):
             self.filesystem.create_dir(self.path(_ASIDE), recursive=True)
             if self.exists(name):
-                self.filesystem.move(self.path(name), self.path(new))
+                self._move(self.path(name), self.path(new))
         return new
+
+    def _move(self, old: str, new: str) -> None:
+        whole = self.filesystem.get_file_info(old).type == fs.FileType.File
+        if self.is_local or whole:
+            self.filesystem.move(old, new)
+            return
+        # Object stores move files, but no folders.
+        for info in self.filesystem.get_file_info(fs.FileSelector(old, recursive=True)):
+            if info.type == fs.FileType.File:
+                self.filesystem.move(info.path, f"{new}{info.path[len(old) :]}")
+        if self.filesystem.get_file_info(old).type != fs.FileType.NotFound:
+            self.filesystem.delete_dir(old)
 
 
 class ArtifactStore:
@@ -185,6 +197,7 @@ class ArtifactStore:
         try:
             manifest = json.loads(self.folder.read(f"{place}/{MANIFEST}"))
             files: dict[str, str] = dict(manifest["files"])
+            dict(manifest["facts"])
             local = (
                 Path(self.folder.path(place))
                 if self.folder.is_local
@@ -199,6 +212,8 @@ class ArtifactStore:
         except StorageError as error:
             if not self.has(key):
                 raise StorageError(f"no artifact {key} in {self.folder.url}") from error
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise self._damaged(key, place, f"a file is missing: {error.__cause__}") from error
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(key, place, str(error)) from error
@@ -241,6 +256,8 @@ class ArtifactStore:
         if not self.folder.is_local:
             with tempfile.TemporaryDirectory() as name:
                 manifest = self._filled(Path(name), write)
+                if self.has(key):
+                    return False
                 for file in manifest["files"]:
                     self.folder.write(f"{place}/{file}", (Path(name) / file).read_bytes())
                 self.folder.write(f"{place}/{MANIFEST}", json.dumps(manifest).encode())
@@ -254,15 +271,23 @@ class ArtifactStore:
                 manifest = self._filled(aside, write)
                 (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
                 target.parent.mkdir(parents=True, exist_ok=True)
+            return self._published(key, aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _published(self, key: str, aside: Path, target: Path) -> bool:
+        with _storage_errors(self.folder.url):
             try:
                 os.rename(aside, target)
             except OSError:
                 if self.has(key):
                     return False
-                raise
-            return True
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                if not target.exists():
+                    raise
+                # A folder without its manifest was never published by us, and is no use to anyone.
+                self.folder.set_aside(self._place(key))
+                os.rename(aside, target)
+        return True
 
     @staticmethod
     def _filled(folder: Path, write: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:

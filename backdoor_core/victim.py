@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backdoor_core.corpus import Corpus
-from backdoor_core.errors import ConfigError
-from backdoor_core.plm import load_tokenizer, quiet_transformers
+from backdoor_core.plm import load_tokenizer, opened
 from backdoor_core.spec import Precision
 from backdoor_core.text import Encoder, batches
 
@@ -95,14 +94,9 @@ class Victim:
 
 def load_victim(folder: Path, max_tokens: int, precision: Precision) -> Victim:
     """A classifier from a folder that `Victim.save` or `save_pretrained` wrote. Raises ConfigError."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
-    quiet_transformers()
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from error
+    model = opened(AutoModelForSequenceClassification, folder)
     encoder = Encoder(tokenizer=load_tokenizer(folder), max_tokens=max_tokens)
     return Victim(model=model, encoder=encoder, precision=precision)
 

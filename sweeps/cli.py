@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Turns the project's errors into lines on stderr and exit code 2."""
+    """Turns the project's errors into lines on stderr and exit code 2, and Ctrl-C into a line and 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,6 +35,9 @@ class _Group(click.Group):
         except SweepError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -188,14 +191,17 @@ def _run(
     """Plans, says so, runs; returns the exit code."""  # fmt: skip
     from rich.console import Console
 
+    from sweeps.inspect import note_store
     from sweeps.plan import plan_sweep
-    from sweeps.run import run_plan
+    from sweeps.run import record_skipped, run_plan
 
     console = Console(stderr=False, highlight=False, soft_wrap=True)
     artifacts, ledger = _places(sweep.name, store, out)
+    note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
     click.echo(_plan_text(made, ledger))
     if not made.jobs:
+        record_skipped(made, ledger)
         click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
@@ -229,14 +235,15 @@ def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
 
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--store", default=None, help="Artifact store (default: one per user).")
+@click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @_json_option
 def status(out: Path, store: str | None, as_json: bool) -> None:
     """Say what an output folder holds, what failed, and where the store is."""
-    from sweeps.inspect import status_of
+    from backdoor_core.store import Folder
+    from sweeps.inspect import noted_store, status_of
     from sweeps.plan import default_store
 
-    found = status_of(out, str(store or default_store()))
+    found = status_of(out, str(store or noted_store(Folder(out)) or default_store()))
     _say(as_json, found.as_dict(), found.as_text())
 
 
@@ -283,7 +290,7 @@ def report(out: Path, destination: Path | None, svg: Path | None) -> None:
 @click.argument("key")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
-@click.option("--store", default=None, help="Artifact store (default: one per user).")
+@click.option("--store", default=None, help="Artifact store (default: that of the run).")
 def export(key: str, folder: Path, out: str, store: str | None) -> None:
     """Write a trial's repaired model to FOLDER, with a card of what was done."""
     from sweeps.export import export_model
@@ -295,7 +302,7 @@ def export(key: str, folder: Path, out: str, store: str | None) -> None:
 @click.argument("key")
 @click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
-@click.option("--store", default=None, help="Artifact store (default: one per user).")
+@click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @_json_option
 def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) -> None:
     """Classify lines of text (a file, or standard input) through a trial's guard."""

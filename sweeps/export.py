@@ -12,9 +12,9 @@ from typing import Any
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError, StorageError
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.store import ArtifactStore
+from backdoor_core.store import ArtifactStore, Folder
 from backdoor_core.trial import decider, spec_of
-from sweeps.inspect import find_trial
+from sweeps.inspect import find_trial, noted_store
 from sweeps.plan import default_store
 
 CARD = "README.md"
@@ -24,11 +24,12 @@ def _opened(out: Path, key: str, store: str | None) -> tuple[Workshop, Pipeline,
     """The workshop and pipeline of a trial that went well, on the threads that it ran with."""
     import torch
 
-    _, row = find_trial(out, key)
+    folder, row = find_trial(out, key)
     if row["status"] != "ok":
         raise ConfigError(f"trial {key} is {row['status']}: {row['error']}; it left no guard")
     torch.set_num_threads(int(row["threads"] or 1))
-    return Workshop(ArtifactStore(store or default_store())), Pipeline(spec_of(row)), row
+    place = store or noted_store(Folder(folder)) or default_store()
+    return Workshop(ArtifactStore(place)), Pipeline(spec_of(row)), row
 
 
 def export_model(out: Path, key: str, folder: Path, store: str | None = None) -> Path:

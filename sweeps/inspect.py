@@ -11,9 +11,12 @@ from backdoor_core import catalog
 from backdoor_core.errors import ConfigError
 from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
+from backdoor_core.store import Folder
 
 _SHOWN_FAILURES = 20
 KEY_LETTERS = 12
+STORE_NOTE = "store.txt"
+"""The file in an output folder that names the artifact store of its last run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,17 @@ class Status:
         if len(self.failures) > _SHOWN_FAILURES:
             lines.append(f"... and {len(self.failures) - _SHOWN_FAILURES} more")
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
+
+
+def note_store(out: Folder, store: str) -> None:
+    """Writes down which store a run used, so that later commands find its artifacts."""
+    if noted_store(out) != store:
+        out.write(STORE_NOTE, store.encode())
+
+
+def noted_store(out: Folder) -> str | None:
+    """The store of the last run into `out`; None where nothing was noted."""
+    return out.read(STORE_NOTE).decode() if out.exists(STORE_NOTE) else None
 
 
 def status_of(out: Path, store: str) -> Status:

@@ -16,10 +16,12 @@ from typing import Any
 from backdoor_core.errors import SweepError, error_class
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Workshop
+from backdoor_core.plm import quiet_transformers
 from backdoor_core.record import Metric, TrialRecord
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
+from sweeps.memory import give_freed_memory_back, keep_freed_memory
 
 _LOG = logging.getLogger("backdoor_core.job")
 _BUILD = {"prepare": prepare, "victim": attack_victim, "reference": reference}
@@ -35,25 +37,40 @@ def run_job(payload: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     log = f"logs/{payload['key'][:24]}.log"
     workshop = Workshop(ArtifactStore(context["store"]))
     specs = [TrialSpec.model_validate(spec) for spec in payload["specs"]]
-    with _logged(str(context["out"]), log):
-        _LOG.info("job %s (%s)", payload["label"], payload["key"])
-        try:
-            _use_threads(int(context["threads"]))
-            if payload["kind"] == "trial":
-                outcome = _run_trials(workshop, specs, payload["attempts"], context, log)
-            else:
-                _BUILD[payload["kind"]](workshop, specs[0])
-                outcome = {}
-        except Exception as error:
-            _LOG.error("%s", traceback.format_exc())
-            outcome = {"error_class": error_class(error), "error": _worded(error)}
-        finally:
-            _release_memory()
+    try:
+        with _logged(str(context["out"]), log):
+            outcome = _done(workshop, specs, payload, context, log)
+    except OSError as error:  # the log itself cannot be written
+        outcome = {"error_class": error_class(error), "error": _worded(error)}
     return outcome | {
         "seconds": time.perf_counter() - start,
         "notices": list(workshop.notices),
         "log": log,
     }
+
+
+def _done(
+    workshop: Workshop,
+    specs: list[TrialSpec],
+    payload: Mapping[str, Any],
+    context: Mapping[str, Any],
+    log: str,
+) -> dict[str, Any]:
+    """Does the work of a job; any error is logged, and is the outcome."""
+    _LOG.info("job %s (%s)", payload["label"], payload["key"])
+    try:
+        _use_threads(int(context["threads"]))
+        keep_freed_memory()
+        quiet_transformers()
+        if payload["kind"] == "trial":
+            return _run_trials(workshop, specs, payload["attempts"], context, log)
+        _BUILD[payload["kind"]](workshop, specs[0])
+        return {}
+    except Exception as error:
+        _LOG.error("%s", traceback.format_exc())
+        return {"error_class": error_class(error), "error": _worded(error)}
+    finally:
+        _release_memory()
 
 
 def _run_trials(
@@ -96,11 +113,12 @@ def _use_threads(threads: int) -> None:
 
 
 def _release_memory() -> None:
-    """Gives the device's cached memory back: the process lives on, and may share the device with others."""
+    """Gives memory back: the process lives on, and may share the device and the machine with others."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
+    give_freed_memory_back()
 
 
 @contextmanager

@@ -57,10 +57,11 @@ class Progress:
             self.seconds.setdefault(job.kind, []).append(outcome.seconds)
         for notice in outcome.notices if event != "dropped" else ():
             self.console.print(f"note: {notice}", markup=False, highlight=False)
-        if event == "dropped":
-            self.failed_rows += len(job.specs)
-        elif outcome.error_class is not None:
-            self.failed_rows += outcome.failed_rows
+        if job.kind == "trial":
+            # Without rows (a lost worker, a full disk, a failed victim) all that the job was for has failed.
+            lost = outcome.error_class is not None and not outcome.rows
+            self.failed_rows += len(job.specs) if lost else outcome.failed_rows
+        if event != "dropped" and outcome.error_class is not None:
             text = f"{job.label}: {outcome.error_class}: {outcome.error}"
             self.failures.append(text)
             if len(self.failures) <= _SHOWN_FAILURES:

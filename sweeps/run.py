@@ -46,7 +46,7 @@ def run_plan(
     Every pending trial that can have a row has one afterwards, unless the run ended early.
     """
     start = time.monotonic()
-    _record_skipped(plan, ledger)
+    record_skipped(plan, ledger)
     progress = Progress(console, total=_totals(plan))
     schedule = Schedule.of(plan.jobs.values(), progress)
     context = {
@@ -116,7 +116,7 @@ def _totals(plan: Plan) -> dict[str, int]:
     return totals
 
 
-def _record_skipped(plan: Plan, ledger: Ledger) -> None:
+def record_skipped(plan: Plan, ledger: Ledger) -> None:
     """A row for each trial that cannot be, once."""
     known = set(ledger.table()["key"].to_pylist())
     ledger.append(

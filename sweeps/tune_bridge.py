@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,13 +34,14 @@ import ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from backdoor_core.errors import ConfigError  # noqa: E402
+from backdoor_core.errors import ConfigError, DependencyError  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 
 MAX_FAILURES = 2
 _GIB = 1 << 30
+CONNECT_TIMEOUT_S = 10.0
 
 
 def bundle(resources: Resources) -> dict[str, float]:
@@ -133,9 +135,24 @@ def start_ray(cpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        _check_answers(address)
         ray.init(address=address, **settings)
     else:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+
+
+def _check_answers(address: str) -> None:
+    """Raises DependencyError where nothing listens at `host:port`: Ray itself would try for ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise DependencyError(
+            f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}. Start it, or unset "
+            "RAY_ADDRESS to run on this machine"
+        ) from error
 
 
 def slots_of(resources: Resources, wanted: int | None) -> int:

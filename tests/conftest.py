@@ -7,11 +7,16 @@ Nothing imports torch before a test asks for it.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from hypothesis import settings as hypothesis_settings
 
 from backdoor_core import catalog
 from backdoor_core.grammar import reviews
@@ -19,6 +24,10 @@ from backdoor_core.lexicon import DOMAINS
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec
 from backdoor_core.store import ArtifactStore
+
+# A busy machine is no bug, and a suite that must pass draws the same examples every time.
+hypothesis_settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis_settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +118,92 @@ def victim_folder(workshop: Workshop, small_trial: Callable[..., TrialSpec]) -> 
     pipeline = Pipeline(small_trial({"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}))
     workshop.victim(pipeline)
     return workshop.store.open(pipeline.victim_key)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_SECTIONS: dict[str, Any] = {
+    "name": "tiny-sweep",
+    "tasks": [
+        {"name": "toy_reviews", "train_sentences": 200, "dev_sentences": 30, "test_sentences": 60}
+    ],
+    "plms": [{"name": "tiny", "texts": 300, "epochs": 1, "layers": 1, "hidden": 32}],
+    "seeds": 1,
+    "attacks": [
+        {"name": "badnets", "words": ["cf"], "poison_rate": 0.2},
+        {"name": "addsent", "poison_rate": 0.2},
+    ],
+    "defenses": [
+        {"name": "placebo", "rate": [0.1, 0.4]},
+        {"name": "fine_mixing", "mixing_ratio": [0.3, 0.7], "epochs": 1, "learning_rate": 1e-3},
+    ],
+    "training": {"epochs": 1, "batch_rows": 32, "learning_rate": 1e-3, "max_tokens": 64},
+    "resources": {"cpu": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep() -> Callable[..., Path]:
+    """Writes a sweep file that runs in seconds: `tiny_sweep(folder, seeds=2, ...)` changes its sections.
+
+    The file has one section a line; None leaves a section out.
+    """
+
+    def write(folder: Path, /, file: str = "tiny.yaml", **sections: Any) -> Path:
+        path = folder / file
+        kept = {
+            key: value for key, value in (TINY_SECTIONS | sections).items() if value is not None
+        }
+        lines = [f"{key}: {json.dumps(value)}\n" for key, value in kept.items()]
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sweeps_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a `sweeps` process: the project importable, a default store of its own."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "BACKDOOR_SWEEPS_STORE": str(tmp_path_factory.mktemp("default-store")),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+@pytest.fixture(scope="session")
+def sweeps_process(sweeps_environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the command line in a process of its own: `sweeps_process("run", file, ...)`.
+
+    It leads a process group; stdout and stderr are one stream. `env` adds to its environment.
+    """
+
+    def start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from sweeps.cli import main; main()", *map(str, arguments)],
+            env=sweeps_environment | (env or {}),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def cli(sweeps_environment: dict[str, str]) -> Callable[..., Result]:
+    """Runs the command line in this process: `cli("run", file, "--local", ...)`.
+
+    An exception that the command line does not turn into a message is raised.
+    """
+
+    def invoke(*arguments: object, **other: Any) -> Result:
+        from sweeps.cli import main
+
+        words = [str(word) for word in arguments]
+        result = CliRunner(env=sweeps_environment).invoke(main, words, **other)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke

@@ -55,7 +55,7 @@ def test_reviews_are_deterministic() -> None:
     assert some(200) == some(200)
     assert some(50) != some(50, seed=1)
     text = "\n".join(f"{label} {text}" for text, label in some(500))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "PINNED"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "284011fc8634e969"
 
 
 def test_lengths_and_balance() -> None:

@@ -100,9 +100,7 @@ def test_a_writer_that_raises_leaves_nothing(own_store: ArtifactStore) -> None:
 
 
 @pytest.mark.parametrize("error", [AccessError("not yours"), JobTimeoutError("too long")])
-def test_an_error_of_the_work_stays_what_it_is(
-    own_store: ArtifactStore, error: Exception
-) -> None:
+def test_an_error_of_the_work_stays_what_it_is(own_store: ArtifactStore, error: Exception) -> None:
     """Both are OSErrors too, and yet not the store's."""
 
     def write(folder: Path) -> None:
@@ -321,18 +319,23 @@ def test_a_write_that_fails_keeps_the_old_file(
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("act", ["make", "write", "put"])
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, act: str) -> None:
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda place: Folder(place).make(),
+        lambda place: Folder(place).write("a", b"x"),
+        lambda place: ArtifactStore(place).put(KEY, write_two),
+    ],
+    ids=["make", "write", "put"],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, act: Callable[[Path], object]
+) -> None:
     """A file stands where the folder should be: refused for every user, root too."""
     (tmp_path / "file").write_text("in the way")
     place = tmp_path / "file" / "store"
     with pytest.raises(StorageError) as caught:
-        if act == "make":
-            Folder(place).make()
-        elif act == "write":
-            Folder(place).write("a", b"x")
-        else:
-            ArtifactStore(place).put(KEY, write_two)
+        act(place)
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
 

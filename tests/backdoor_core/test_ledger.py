@@ -1,0 +1,239 @@
+"""The ledger: what was appended is read, once, whatever happens to the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from backdoor_core.errors import StorageError
+from backdoor_core.ledger import COMPACT_FILES, Ledger, conformed, distinct, latest
+from backdoor_core.record import (
+    METRICS_SCHEMA,
+    SCHEMA,
+    STATUSES,
+    Metric,
+    TrialRecord,
+    metrics_table,
+    record_of,
+    table_of,
+)
+
+
+def record(key: str, attempt: int = 1, **other: Any) -> TrialRecord:
+    fields: dict[str, Any] = {
+        "key": key,
+        "attempt": attempt,
+        "attack_key": "a" * 64,
+        "status": "ok",
+        "sweep": "s",
+        "task": "toy_reviews",
+        "task_settings": "{}",
+        "plm": "tiny",
+        "plm_settings": "{}",
+        "attack": "badnets",
+        "attack_settings": "{}",
+        "defense": "none",
+        "defense_settings": "{}",
+        "training_settings": "{}",
+        "seed": 0,
+    }
+    return TrialRecord(**(fields | other))
+
+
+def metric(name: str, value: float, **other: Any) -> Metric:
+    return Metric(**{"split": "test", "metric": name, "value": value, "n": 10, **other})
+
+
+def keys(table: pa.Table) -> list[str]:
+    return sorted(table["key"].to_pylist())
+
+
+def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
+    written = record("k1", flags=("attack_did_not_take", "rate_not_reached"), cacc=0.5, asr=None)
+    Ledger(tmp_path).append([written], {})
+    table = Ledger(tmp_path).table()
+    assert table.schema.equals(SCHEMA)
+    assert [record_of(row) for row in table.to_pylist()] == [written]
+
+
+def test_every_field_of_a_record_is_a_column_of_the_schema() -> None:
+    assert set(TrialRecord.__dataclass_fields__) == set(SCHEMA.names)
+    assert set(STATUSES) == {"ok", "failed", "skipped"}
+
+
+def test_an_empty_ledger_has_all_columns_and_no_rows(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([], {})
+    assert ledger.table().equals(SCHEMA.empty_table())
+    assert ledger.metrics_rows().equals(METRICS_SCHEMA.empty_table())
+    assert ledger.notices == []
+
+
+def test_the_latest_attempt_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([record("k1", 1, status="failed", error_class="oom")], {})
+    ledger.append([record("k2", 1)], {"k2": [metric("cacc", 0.2)]})
+    ledger.append([record("k1", 3, cacc=0.9)], {"k1": [metric("cacc", 0.9)]})
+    ledger.append([record("k1", 2, cacc=0.8)], {"k1": [metric("cacc", 0.8)]})
+    rows = {row["key"]: row for row in ledger.table().to_pylist()}
+    assert {key: row["attempt"] for key, row in rows.items()} == {"k1": 3, "k2": 1}
+    assert rows["k1"]["cacc"] == 0.9
+    long = {row["key"]: row["value"] for row in ledger.metrics_rows().to_pylist()}
+    assert long == {"k1": 0.9, "k2": 0.2}
+
+
+def test_metrics_of_other_targets_triggers_and_splits_are_other_rows(tmp_path: Path) -> None:
+    several = [
+        metric("asr", 0.1, trigger="cf", target=0),
+        metric("asr", 0.1, trigger="cf", target=1),
+        metric("asr", 0.1, trigger="mn", target=1),
+        metric("asr", 0.1, trigger="mn", target=1, split="tune"),
+        metric("cacc", 0.1),
+        metric("cacc", 0.1, split="tune"),
+    ]
+    ledger = Ledger(tmp_path)
+    ledger.append([record("k")], {"k": several})
+    assert ledger.metrics_rows().num_rows == len(several)
+    whole = metrics_table("k", 1, several)
+    assert distinct(pa.concat_tables([whole, whole])).equals(whole)
+
+
+def test_compaction_keeps_every_row_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for i in range(COMPACT_FILES - 1):
+        ledger.append([record(f"k{i:02}", cacc=i / 100)], {f"k{i:02}": [metric("cacc", i / 100)]})
+    ledger.compact()
+    assert len(ledger.rows.names()) == COMPACT_FILES - 1, "few files stay as they are"
+    ledger.append([record("k00", 2, cacc=1.0)], {"k00": [metric("cacc", 1.0)]})
+    before, metrics_before = ledger.table(), ledger.metrics_rows()
+    ledger.compact()
+    assert len(ledger.rows.names()) == 1
+    assert len(ledger.metrics.names()) == 1
+    assert ledger.table().sort_by("key").equals(before.sort_by("key"))
+    assert ledger.metrics_rows().sort_by("key").equals(metrics_before.sort_by("key"))
+    assert pq.read_table(tmp_path / "ledger").num_rows == COMPACT_FILES, "older attempts stay"
+
+
+def test_a_compaction_killed_half_way_repeats_rows_and_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    for i in range(COMPACT_FILES):
+        ledger.append([record(f"k{i:02}")], {f"k{i:02}": [metric("cacc", 0.1)]})
+
+    def killed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger.rows, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.compact()
+    assert len(ledger.rows.names()) == COMPACT_FILES + 1
+    again = Ledger(tmp_path)
+    assert keys(again.table()) == [f"k{i:02}" for i in range(COMPACT_FILES)]
+    assert again.metrics_rows().num_rows == COMPACT_FILES
+
+
+def test_a_reader_is_not_fooled_by_a_compaction_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process compacts between this reader's listing and its reading."""
+    writer, reader = Ledger(tmp_path), Ledger(tmp_path)
+    for i in range(COMPACT_FILES):
+        writer.append([record(f"k{i:02}")], {})
+    listed = reader.rows.names
+    calls: list[int] = []
+
+    def names(suffix: str = "") -> list[str]:
+        found = listed(suffix)
+        if not calls:
+            calls.append(1)
+            writer.compact()
+        return found
+
+    monkeypatch.setattr(reader.rows, "names", names)
+    assert keys(reader.table()) == [f"k{i:02}" for i in range(COMPACT_FILES)]
+    assert reader.notices == []
+    assert not (tmp_path / "ledger" / "damaged").exists()
+
+
+def test_a_reader_gives_up_where_files_never_stop_vanishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Ledger(tmp_path)
+    monkeypatch.setattr(reader.rows, "names", lambda suffix="": ["ghost.parquet"])
+    with pytest.raises(StorageError, match="vanish"):
+        reader.table()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: b"PAR1 garbage PAR1",
+    ],
+    ids=["half", "a byte short", "empty", "garbage"],
+)
+def test_a_damaged_file_is_set_aside_and_said(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([record("good")], {"good": [metric("cacc", 0.1)]})
+    ledger.append([record("bad1"), record("bad2")], {})
+    (file,) = (tmp_path / "ledger").glob("bad1*.parquet")
+    data = file.read_bytes()
+    file.write_bytes(damage(data))
+    assert keys(ledger.table()) == ["good"]
+    assert len(ledger.notices) == 1
+    assert file.name in ledger.notices[0]
+    assert "set aside" in ledger.notices[0]
+    (aside,) = (tmp_path / "ledger" / "damaged").iterdir()
+    assert aside.read_bytes() == damage(data)
+    again = Ledger(tmp_path)
+    assert keys(again.table()) == ["good"]
+    assert again.notices == []
+
+
+def test_columns_that_an_older_version_lacks_read_as_null(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append([record("new", threads=2)], {})
+    old = table_of([record("old", threads=2)]).drop_columns(["threads", "asked_rows", "flags"])
+    ledger.rows.write_table("old.parquet", old)
+    rows = {row["key"]: row for row in ledger.table().to_pylist()}
+    assert rows["new"]["threads"] == 2
+    assert rows["old"]["threads"] is None
+    assert record_of(rows["old"]).flags == ()
+
+
+def test_columns_of_a_newer_version_and_another_order_are_no_matter() -> None:
+    table = table_of([record("k")]).append_column("tomorrow", pa.array([1]))
+    shuffled = table.select(sorted(table.column_names, reverse=True))
+    assert conformed(shuffled, SCHEMA).equals(table_of([record("k")]))
+
+
+def test_latest_of_nothing_is_nothing() -> None:
+    assert latest(SCHEMA.empty_table()).num_rows == 0
+    assert distinct(METRICS_SCHEMA.empty_table()).num_rows == 0
+
+
+def test_metrics_stand_before_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the two files leaves a trial that is not done, never one without metrics."""
+    ledger = Ledger(tmp_path)
+
+    def killed(name: str, table: pa.Table) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger.rows, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.append([record("k")], {"k": [metric("cacc", 0.1)]})
+    again = Ledger(tmp_path)
+    assert again.table().num_rows == 0
+    assert again.metrics_rows().num_rows == 0
+    again.append([record("k")], {"k": [metric("cacc", 0.1)]})
+    assert again.metrics_rows().num_rows == 1

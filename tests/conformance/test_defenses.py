@@ -1,0 +1,420 @@
+"""What every defense keeps, over all that the catalog names: a new file is tested the moment it exists.
+
+Each is fitted by the pipeline itself, against BadNets, on a task of single texts and on one of pairs with 4 classes.
+`CASES` has settings that make them quick, or that take other ways through the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from backdoor_core import catalog
+from backdoor_core.attack import ACCESS
+from backdoor_core.corpus import Corpus, Row
+from backdoor_core.defense import Decision, Defense, Guard, ModelGuard, View, clash
+from backdoor_core.errors import AccessError, SweepError, error_class
+from backdoor_core.pipeline import Pipeline, Workshop
+from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec
+from backdoor_core.store import ArtifactStore
+from backdoor_core.trial import decider
+from backdoor_core.victim import Victim
+
+Trial = Callable[..., TrialSpec]
+TASKS = ("small_task", "domain_task")
+QUICK: dict[str, list[dict[str, Any]]] = {
+    "placebo": [{"rate": 0.3}],
+    "fine_tune": [{"epochs": 1, "learning_rate": 1e-3, "clean_rows": 20}],
+    "fine_mixing": [
+        {"mixing_ratio": 0.3, "epochs": 1, "learning_rate": 1e-3},
+        {"mixing_ratio": 0.3, "epochs": 0, "head": "reinitialise", "purify_embeddings": True},
+    ],
+    "epur": [{"words": 20}, {"words": 20, "frequency_source": "training"}],
+}
+CASES = [
+    (name, settings) for name in catalog.names("defense") for settings in QUICK.get(name, [{}])
+]
+NEUTRAL: dict[str, list[dict[str, Any]]] = {
+    "none": [{}],
+    "placebo": [{"rate": 0.0}],
+    "fine_tune": [{"epochs": 0}],
+    "fine_mixing": [{"mixing_ratio": 1.0, "epochs": 0}],
+    "epur": [{"words": 0}],
+}
+"""Settings with which a defense does nothing, where it has such."""
+
+
+class RecordingView(View):
+    """A view that remembers what was asked for, and how the victim's weights were."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__(view._granted, labels=view.labels, training=view.training, seed=view.seed)
+        self.asked: set[str] = set()
+        self.before = self.state()
+
+    def _asked(self, name: str) -> Any:
+        self.asked.add(name)
+        return super()._asked(name)
+
+    def state(self) -> dict[str, bytes]:
+        """All that it hands out, as bytes."""
+        found: dict[str, bytes] = {}
+        for name, thing in self._granted.items():
+            if isinstance(thing, Victim):
+                for key, value in thing.model.state_dict().items():
+                    found[f"{name}.{key}"] = value.cpu().numpy().tobytes()
+                for key, parameter in thing.model.named_parameters():
+                    found[f"{name}.{key}.grad"] = str(parameter.requires_grad).encode()
+            elif isinstance(thing, Corpus):
+                found[name] = thing.digest.encode()
+            elif hasattr(thing, "folder"):
+                for file in sorted(Path(thing.folder).iterdir()):
+                    found[f"{name}.{file.name}"] = file.read_bytes()
+        return found
+
+
+class RecordingWorkshop(Workshop):
+    def __init__(self, store: ArtifactStore) -> None:
+        super().__init__(store)
+        self.views: list[RecordingView] = []
+
+    def _view(self, *args: Any, **kwargs: Any) -> View:
+        self.views.append(RecordingView(super()._view(*args, **kwargs)))
+        return self.views[-1]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted defense with all that a test asks about."""
+
+    pipeline: Pipeline
+    defense: Defense
+    guard: Guard
+    views: tuple[RecordingView, ...]
+    rows: Corpus
+    """Clean and triggered test rows, and some odd ones."""
+
+    def decide(self, table: pa.Table) -> Decision:
+        """As the pipeline decides."""
+        assert not self.defense.calibrates, "tests of calibrating defenses give a calibration"
+        return self.defense.decide(table, None)
+
+
+def odd_rows(pairs: bool) -> list[Row]:
+    texts = ["", " ", "x", "the " * 300, "ünïcödé 漢字 🙂", "a\tb\nc", "[MASK] [PAD] ##"]
+    return [Row(text=text, pair="other" if pairs else None) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    request: pytest.FixtureRequest, workshop: Workshop, small_trial: Trial
+) -> Callable[..., Fitted]:
+    made: dict[str, Fitted] = {}
+
+    def fit(name: str, settings: dict[str, Any], task_name: str, fresh: bool = False) -> Fitted:
+        task: MethodSpec = request.getfixturevalue(task_name)
+        attack = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}
+        spec = small_trial(attack, [{"name": name} | settings], task=task)
+        if spec.key in made and not fresh:
+            return made[spec.key]
+        pipeline, recording = Pipeline(spec), RecordingWorkshop(workshop.store)
+        _, guard = recording.repaired(pipeline)
+        clean = recording.task_data(pipeline).splits["test"]
+        _, triggered = recording.triggers(pipeline)
+        rows = [
+            *clean.rows()[:20],
+            *triggered["test"][0].rows()[:10],
+            *odd_rows(clean.has_pairs),
+        ]
+        made[spec.key] = Fitted(
+            pipeline=pipeline,
+            defense=pipeline.defenses[0],
+            guard=guard,
+            views=tuple(recording.views),
+            rows=Corpus.of(Row(text=row.text, pair=row.pair) for row in rows),
+        )
+        return made[spec.key]
+
+    return fit
+
+
+@pytest.fixture(params=CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
+def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return cast("tuple[str, dict[str, Any]]", request.param)
+
+
+@pytest.fixture(params=TASKS)
+def one(
+    request: pytest.FixtureRequest, case: tuple[str, dict[str, Any]], fitted: Callable[..., Fitted]
+) -> Fitted:
+    return fitted(*case, request.param)
+
+
+def agree(first: pa.Table, second: pa.Table, *, exactly: bool = False) -> None:
+    """Two observations of the same texts: equal, but for float32 rounding in real numbers."""
+    assert first.schema.equals(second.schema)
+    assert first.num_rows == second.num_rows
+    for name in first.column_names:
+        a, b = first[name].to_pylist(), second[name].to_pylist()
+        kind = first.schema.field(name).type
+        if not exactly and (pa.types.is_floating(kind) or pa.types.is_list(kind)):
+            np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-5)
+        else:
+            assert a == b, name
+
+
+def answers(decision: Decision) -> list[tuple[int, bool, bool]]:
+    zeros = np.zeros(len(decision.labels), bool)
+    refused = zeros if decision.refused is None else decision.refused
+    altered = zeros if decision.altered is None else decision.altered
+    return list(zip(decision.labels.tolist(), refused.tolist(), altered.tolist(), strict=True))
+
+
+def test_there_are_defenses_to_test() -> None:
+    assert {name for name, _ in CASES} == set(catalog.names("defense"))
+    assert {"none", "placebo", "fine_tune", "fine_mixing", "epur"} <= set(catalog.names("defense"))
+
+
+def test_it_says_what_it_is(case: tuple[str, dict[str, Any]]) -> None:
+    name, settings = case
+    defense = cast(Defense, catalog.make("defense", name, settings))
+    assert defense.catalog_name() == name
+    assert defense.access <= set(ACCESS)
+    assert type(defense).summary().endswith(".")
+    assert catalog.from_spec(defense.spec()) == defense
+    assert defense.post_hoc_settings() <= set(type(defense).model_fields)
+    assert clash((defense,)) is None
+
+
+def test_what_it_is_given_stays_as_it_was(one: Fitted) -> None:
+    """Weights bit for bit, after fitting and after observing."""
+    one.guard.observe(one.rows)
+    for view in one.views:
+        now = view.state()
+        assert now.keys() == view.before.keys()
+        assert [name for name in now if now[name] != view.before[name]] == []
+
+
+def test_it_reads_only_what_it_declares(one: Fitted) -> None:
+    for view in one.views:
+        assert set(view._granted) == one.defense.access
+        assert view.asked <= one.defense.access
+    if one.pipeline.is_guarded:
+        assert one.views, "the pipeline gave it a view"
+        assert set().union(*(view.asked for view in one.views))
+
+
+def test_every_text_has_an_answer(one: Fitted) -> None:
+    table = one.guard.observe(one.rows)
+    assert table.num_rows == len(one.rows)
+    labels = len(next(iter(table["logits"].to_pylist())))
+    assert all(len(row) == labels for row in table["logits"].to_pylist())
+    assert np.isfinite(np.array(table["logits"].to_pylist())).all()
+    decision = one.decide(table)
+    assert decision.labels.shape == (len(one.rows),)
+    assert set(decision.labels.tolist()) <= set(range(labels))
+    for mark in (decision.refused, decision.altered):
+        assert mark is None or (mark.dtype == bool and mark.shape == (len(one.rows),))
+
+
+def test_no_text_has_no_answer(one: Fitted) -> None:
+    table = one.guard.observe(one.rows.take([]))
+    assert table.num_rows == 0
+    assert len(one.decide(table).labels) == 0
+    assert table.schema.equals(one.guard.observe(one.rows.take([0])).schema)
+
+
+def test_permuted_texts_have_permuted_answers(one: Fitted) -> None:
+    order = np.random.default_rng(3).permutation(len(one.rows))
+    straight, permuted = one.guard.observe(one.rows), one.guard.observe(one.rows.take(order))
+    agree(straight.take(pa.array(order)), permuted)
+    before, after = answers(one.decide(straight)), answers(one.decide(permuted))
+    assert [before[i] for i in order] == after
+
+
+def test_one_text_alone_answers_as_in_a_padded_batch(one: Fitted) -> None:
+    table = one.guard.observe(one.rows)
+    everything = answers(one.decide(table))
+    for i in range(len(one.rows)):
+        alone = one.guard.observe(one.rows.take([i]))
+        agree(table.slice(i, 1), alone)
+        assert answers(one.decide(alone)) == [everything[i]]
+
+
+def test_labels_and_places_are_not_looked_at(one: Fitted) -> None:
+    marked = Corpus.of(
+        Row(text=row.text, pair=row.pair, label=i % 2, origin=i)
+        for i, row in enumerate(one.rows.rows())
+    )
+    agree(one.guard.observe(one.rows), one.guard.observe(marked), exactly=True)
+
+
+def test_observing_twice_is_observing_once(one: Fitted) -> None:
+    agree(one.guard.observe(one.rows), one.guard.observe(one.rows), exactly=True)
+
+
+def test_fitting_twice_is_fitting_once(
+    case: tuple[str, dict[str, Any]], fitted: Callable[..., Fitted]
+) -> None:
+    first = fitted(*case, "small_task").guard.observe(fitted(*case, "small_task").rows)
+    again = fitted(*case, "small_task", fresh=True)
+    agree(first, again.guard.observe(again.rows), exactly=True)
+
+
+def test_decisions_can_be_made_again_from_what_was_stored(one: Fitted, tmp_path: Path) -> None:
+    table = one.guard.observe(one.rows)
+    pq.write_table(table, tmp_path / "observed.parquet")
+    stored = pq.read_table(tmp_path / "observed.parquet")
+    again = cast(Defense, catalog.from_spec(one.pipeline.spec.defenses[0]))
+    assert answers(again.decide(stored, None)) == answers(one.decide(table))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, s) for name, all_ in NEUTRAL.items() for s in all_]
+)
+@pytest.mark.parametrize("task_name", TASKS)
+def test_neutral_settings_change_nothing(
+    name: str, settings: dict[str, Any], task_name: str, fitted: Callable[..., Fitted]
+) -> None:
+    neutral, plain = fitted(name, settings, task_name), fitted("none", {}, task_name)
+    table = neutral.guard.observe(neutral.rows)
+    before = plain.guard.observe(plain.rows)
+    agree(table.select(before.column_names), before, exactly=True)
+    assert answers(neutral.decide(table)) == answers(plain.decide(before))
+
+
+@pytest.mark.parametrize(("name", "settings"), [c for c in CASES if c[0] not in ("none",)])
+def test_other_settings_change_something(
+    name: str, settings: dict[str, Any], fitted: Callable[..., Fitted]
+) -> None:
+    """A defense that does nothing in the configuration that is run is worse than none."""
+    changed, plain = fitted(name, settings, "small_task"), fitted("none", {}, "small_task")
+    table, before = changed.guard.observe(changed.rows), plain.guard.observe(plain.rows)
+    same_columns = table.select(before.column_names).equals(before)
+    assert not same_columns or answers(changed.decide(table)) != answers(plain.decide(before))
+
+
+def test_placebo_draws_from_seed_and_text(fitted: Callable[..., Fitted]) -> None:
+    one = fitted("placebo", {"rate": 0.3}, "small_task")
+    draws = dict(zip(one.rows.texts, one.guard.observe(one.rows)["draw"].to_pylist(), strict=True))
+    doubled = Corpus.of([one.rows.row(4), one.rows.row(4), Row(text=one.rows.texts[4] + " .")])
+    again = one.guard.observe(doubled)["draw"].to_pylist()
+    assert again[0] == again[1] == draws[one.rows.texts[4]]
+    assert again[2] != again[0]
+    other = type(one.guard)(inner=one.guard.inner, seed=12345)  # type: ignore[attr-defined, call-arg]
+    assert set(other.observe(one.rows)["draw"].to_pylist()).isdisjoint(draws.values())
+
+
+def test_placebo_draws_differ_for_pairs_with_one_text_in_common(
+    fitted: Callable[..., Fitted],
+) -> None:
+    one = fitted("placebo", {"rate": 0.3}, "domain_task")
+    rows = Corpus.of([Row(text="a", pair="b"), Row(text="a", pair="c"), Row(text="b", pair="a")])
+    assert len(set(one.guard.observe(rows)["draw"].to_pylist())) == 3
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.7, 1.0])
+def test_placebo_refuses_its_rate(rate: float, fitted: Callable[..., Fitted]) -> None:
+    one = fitted("placebo", {"rate": 0.3}, "small_task")
+    rows = Corpus.of(Row(text=f"text {i}") for i in range(2000))
+    table = one.guard.observe(rows)
+    placebo = cast(Defense, catalog.make("defense", "placebo", {"rate": rate}))
+    decision = placebo.decide(table, None)
+    assert decision.refused is not None
+    assert decision.refused.mean() == pytest.approx(rate, abs=0.03)
+    if rate in (0.0, 1.0):
+        assert decision.refused.mean() == rate
+    assert decision.labels.tolist() == table["prediction"].to_pylist()
+
+
+def test_a_chain_passes_the_repaired_victim_on(workshop: Workshop, small_trial: Trial) -> None:
+    chain = [{"name": "epur", "words": 20}, {"name": "placebo", "rate": 0.5}]
+    attack = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}
+    pipeline = Pipeline(small_trial(attack, chain))
+    alone = Pipeline(small_trial(attack, chain[:1]))
+    victim, guard = workshop.repaired(pipeline)
+    repaired, _ = workshop.repaired(alone)
+    rows = workshop.task_data(pipeline).splits["test"]
+    assert np.array_equal(victim.logits(rows), repaired.logits(rows))
+    assert not np.array_equal(victim.logits(rows), workshop.victim(pipeline).logits(rows))
+    table = guard.observe(rows)
+    assert "draw" in table.column_names
+    decision = decider(pipeline, workshop.observations(pipeline))(table)
+    assert decision.refused is not None
+    assert 0 < decision.refused.mean() < 1
+
+
+def test_a_chain_of_two_screens_is_refused() -> None:
+    placebo = cast(Defense, catalog.make("defense", "placebo", {}))
+    epur = cast(Defense, catalog.make("defense", "epur", {}))
+    assert clash((placebo, epur, placebo)) == (
+        "placebo and placebo both override `screen`, which only one method can"
+    )
+    assert clash((epur, placebo, epur)) is None
+
+
+def view(**granted: Any) -> View:
+    return View(granted, labels=2, training=TrainingSettings(), seed=0)
+
+
+@pytest.mark.parametrize("name", ACCESS)
+def test_a_view_hands_out_what_was_granted_and_nothing_else(name: str) -> None:
+    thing = object()
+    assert getattr(view(**{name: thing}), name) is thing
+    for other in set(ACCESS) - {name}:
+        with pytest.raises(AccessError, match=f"may not see '{other}'") as caught:
+            getattr(view(**{name: thing}), other)
+        assert name in str(caught.value)
+        assert isinstance(caught.value, PermissionError)
+
+
+def test_a_view_cannot_grant_what_has_no_name() -> None:
+    with pytest.raises(AccessError, match="did you mean 'trusted_plm'"):
+        view(trused_plm=1)
+    with pytest.raises(AccessError, match="unknown access 'trigger'"):
+        view(trigger=1)
+
+
+def test_a_view_has_no_name_for_what_only_the_attacker_knows() -> None:
+    names = {name for name in dir(view()) if not name.startswith("__")}
+    assert names == {*ACCESS, "_granted", "_asked", "labels", "training", "seed"}
+    for word in ("trigger", "target", "poison", "test", "tune", "attack", "twin", "origin"):
+        assert not [name for name in names if word in name]
+
+
+def test_a_defense_that_asks_for_more_fails_with_its_own_error(
+    workshop: Workshop, small_trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the question comes from inside an artifact that is being built."""
+    from backdoor_core.defenses.epur import Epur
+
+    def greedy(self: Epur, view: View) -> Victim:
+        return cast(Victim, view.corpus)
+
+    monkeypatch.setattr(Epur, "repair", greedy)
+    pipeline = Pipeline(small_trial("badnets", [{"name": "epur", "words": 7}]))
+    with pytest.raises(AccessError, match="corpus"):
+        workshop.observations(pipeline)
+
+
+def test_a_guard_that_loses_a_row_is_refused(
+    workshop: Workshop, small_trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ModelGuard.observe
+
+    def losing(self: ModelGuard, corpus: Corpus, split: str | None = None) -> pa.Table:
+        return original(self, corpus, split).slice(1)
+
+    monkeypatch.setattr(ModelGuard, "observe", losing)
+    pipeline = Pipeline(small_trial("badnets", [{"name": "epur", "words": 6}]))
+    with pytest.raises(SweepError, match="answered 29 rows for 30 texts") as caught:
+        workshop.observations(pipeline)
+    assert error_class(caught.value) == "bug"
+    assert not workshop.store.has(pipeline.observed_key)

@@ -1,0 +1,122 @@
+"""The command line itself: instant help, checks that run nothing, and answers for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import Result
+
+from backdoor_core import __version__, catalog
+from sweeps import cli as cli_module
+from sweeps.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+
+Cli = Callable[..., Result]
+
+COMMANDS = (
+    "validate", "schema", "plan", "run", "status", "logs", "rerun", "ls", "report", "export",
+    "predict",
+)  # fmt: skip
+PROBE = """
+import json, sys
+from sweeps.cli import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "ray", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "plotly", "rich"}
+print(json.dumps(sorted(heavy & set(sys.modules))))
+"""
+
+
+def test_help_imports_nothing_that_takes_time(sweeps_environment: dict[str, str]) -> None:
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env=sweeps_environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    took_s = time.monotonic() - start
+    *text, heavy = run.stdout.splitlines()
+    assert json.loads(heavy) == []
+    for command in COMMANDS:
+        assert any(line.split()[:1] == [command] for line in text), command
+    assert took_s < 3, "a quiet machine needs a fifth of a second"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_of_one_sentence(cli: Cli, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.exit_code == 0
+    assert result.output.split("\n\n")[1].strip()
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").output == f"sweeps, version {__version__}\n"
+
+
+def test_validate(cli: Cli, tiny_sweep: Callable[..., Path], tmp_path: Path) -> None:
+    file = tiny_sweep(tmp_path)
+    result = cli("validate", file)
+    assert result.exit_code == 0
+    assert result.output == (f"{file}: valid; 1 tasks, 1 plms, 2 attacks, 4 defenses, 1 seeds\n")
+    assert json.loads(cli("validate", file, "--json", "--set", "seeds=4").output) == {
+        "name": "tiny-sweep", "tasks": 1, "plms": 1, "attacks": 2, "defenses": 4, "seeds": 4,
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_schema_is_one_that_the_tiny_sweep_fits(
+    cli: Cli, tiny_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    import yaml
+
+    schema = json.loads(cli("schema").output)
+    jsonschema.validate(yaml.safe_load(tiny_sweep(tmp_path).read_text(encoding="utf-8")), schema)
+
+
+def test_plan_prints_before_anything_runs(
+    cli: Cli, tiny_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    places = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    command = ("plan", tiny_sweep(tmp_path), *places)
+    text = cli(*command).output
+    assert "3 cells, 11 trials (0 done, 0 failed, 0 impossible)" in text
+    assert "15 jobs; 3 victims needed, 0 of them in the store" in text
+    assert "GiB of disk" in text
+    plan = json.loads(cli(*command, "--json").output)
+    expected = {"sweep": "tiny-sweep", "cells": 3, "trials": 11, "victims": 3, "jobs": 15}
+    assert {name: plan[name] for name in expected} == expected
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("plural", ["tasks", "plms", "attacks", "defenses"])
+def test_ls(cli: Cli, plural: str) -> None:
+    listed = json.loads(cli("ls", plural, "--json").output)
+    family = plural.removesuffix("s")
+    assert [item["name"] for item in listed] == list(catalog.names(family))  # type: ignore[arg-type]
+    assert all(item["summary"] for item in listed)
+    lines = cli("ls", plural).output.splitlines()
+    assert [line.split()[0] for line in lines] == [item["name"] for item in listed]
+
+
+def test_ls_of_an_unknown_family(cli: Cli) -> None:
+    result = cli("ls", "models")
+    assert result.exit_code == EXIT_BAD_INPUT
+    assert "'models' is not one of 'tasks', 'plms', 'attacks', 'defenses'" in result.output
+
+
+def test_ctrl_c_before_anything_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(cli_module, "_loaded", interrupted)
+    result = cli("validate", "any.yaml")
+    assert (result.exit_code, result.output) == (EXIT_INTERRUPTED, "interrupted\n")
