@@ -20,7 +20,7 @@ from typing import Any, cast
 from backdoor_core.attack import Attack
 from backdoor_core.defense import Defense
 from backdoor_core.errors import ConfigError, unknown_name
-from backdoor_core.method import Family, Method
+from backdoor_core.method import USER_MODULE, Family, Method
 from backdoor_core.plm import PLMSource
 from backdoor_core.spec import MethodSpec
 from backdoor_core.task import Task
@@ -78,7 +78,7 @@ def from_spec(spec: MethodSpec) -> Method:
 def _user_module(path: str) -> ModuleType:
     if not Path(path).is_file():
         raise ConfigError(f"no such file: {path}")
-    name = f"backdoor_user_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    name = f"{USER_MODULE}{hashlib.sha256(path.encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -19,6 +19,8 @@ from backdoor_core.space import DataPathMark, hooks_of
 from backdoor_core.spec import MethodSpec
 
 Family = Literal["task", "plm", "attack", "defense"]
+USER_MODULE = "backdoor_user_"
+"""How the modules of users' own files are called, so that they meet no other module."""
 
 
 class Method(BaseModel):
@@ -37,8 +39,8 @@ class Method(BaseModel):
     @classmethod
     @final
     def source_file(cls) -> str | None:
-        """The user's own file that holds the class; None for one that ships."""
-        if cls.__module__.startswith("backdoor_core."):
+        """The user's own file that holds the class; None for one that ships or is installed."""
+        if not cls.__module__.startswith(USER_MODULE):
             return None
         return str(Path(inspect.getfile(cls)).resolve())
 

@@ -354,7 +354,9 @@ class Workshop:
         triggers, rows = self.triggers(pipeline)
         if not triggers:
             return 0.0
-        encoder = self.encoder(pipeline)
+        # A victim that the attacker brings has a tokenizer of its own.
+        brought = pipeline.attacker_trains
+        encoder = self.victim(pipeline).encoder if brought else self.encoder(pipeline)
         clean = encoder(self.task_data(pipeline).splits["test"], "test")
         hidden = total = 0
         for corpus in rows["test"]:
@@ -375,7 +377,8 @@ class Workshop:
         from backdoor_core.victim import load_victim
 
         def write(folder: Path) -> dict[str, Any]:
-            self.truncated_share(pipeline)
+            if not pipeline.attacker_trains:
+                self.truncated_share(pipeline)  # before the hours of training, not after
             with measured() as cost:
                 victim = self._trained(pipeline)
             victim.save(folder)

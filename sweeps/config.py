@@ -44,6 +44,8 @@ KNOWN = ("name", *SECTIONS, "seeds", "training", "resources", "slots")
 SMOKE_ROWS = {"train_rows": 200, "clean_split_rows": 60, "tune_rows": 60, "test_rows": 120}
 SMOKE_LIMITS = {"epochs": 1, "clean_rows": SMOKE_ROWS["clean_split_rows"]}
 SMOKE_AXIS_VALUES = 2
+SMOKE_PLM = {"texts": 2000, "epochs": 1}
+"""Settings of `tiny` that make it in seconds: a smoke run is about the sweep, not about the numbers."""
 
 
 def _as_in_training(name: str) -> Any:
@@ -156,7 +158,7 @@ class _Reader:
         if self.smoke:
             name, seeds = f"{name}-smoke", seeds[:1]
             training = training.model_copy(update={"epochs": 1})
-            plms = [_of_kind(catalog.make("plm", "tiny", {}), PLMSource)]
+            plms = [_of_kind(catalog.make("plm", "tiny", SMOKE_PLM), PLMSource)]
         return Sweep(
             name=name,
             path=file,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from backdoor_core import catalog
+from backdoor_core.errors import DependencyError
 from backdoor_core.grammar import reviews
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
@@ -118,8 +120,6 @@ def test_a_mistake_is_one_message_and_changes_nothing(place: Place, mistake: str
 
 
 def assert_one_message(result: Result, words: str) -> None:
-    import re
-
     assert result.exit_code == EXIT_BAD_INPUT
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -167,7 +167,8 @@ def test_a_plm_folder_without_its_tokenizer(place: Place, tmp_path: Path) -> Non
     store = ArtifactStore(place.folder / "store")
     plan = plan_sweep(sweep, store, Ledger(tmp_path / "none"))
     model = tmp_path / "model"
-    shutil.copytree(store.open(Pipeline(next(iter(plan.trials.values()))).plm_key), model)
+    held = store.open(Pipeline(next(iter(plan.trials.values()))).plm_key)
+    shutil.copytree(held, model, ignore=shutil.ignore_patterns("manifest.json"))
     (model / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     plm = {"name": "hub", "path": str(model)}
     assert_one_message(place.run(plms=[plm]), r"model has no tokenizer \(expected one of tokenizer")
@@ -213,8 +214,6 @@ def test_a_package_that_is_not_there(
     cli: Cli, tiny_sweep: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(self: object) -> None:
-        from backdoor_core.errors import DependencyError
-
         raise DependencyError("the package p is not installed: pip install 'backdoor-sweeps[p]'")
 
     monkeypatch.setattr(catalog.method_class("plm", "tiny"), "check", missing)

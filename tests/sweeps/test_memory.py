@@ -27,7 +27,7 @@ def spent(times: int) -> int:
 
 usual = spent(10)
 keep_freed_memory()
-spent(2)
+spent(30)
 kept = spent(10)
 give_freed_memory_back()
 again = spent(1)

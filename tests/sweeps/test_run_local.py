@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from backdoor_core.corpus import Row
+from backdoor_core.errors import ConfigError
 from backdoor_core.ledger import Ledger
 from backdoor_core.plms.tiny import Tiny
 from backdoor_core.store import ArtifactStore
 from sweeps.cli import EXIT_BAD_INPUT
+from sweeps.export import _row
 from sweeps.schedule import Outcome, Schedule
 
 Cli = Callable[..., Result]
-Row = dict[str, Any]
+Columns = dict[str, Any]
 
 ISSUE_COLUMNS = (
     "schema_version", "key", "attempt", "attack_key", "status", "error_class", "error", "log",
@@ -43,10 +46,10 @@ class Finished:
         self.command = ("run", file, "--local", "--out", self.out, "--store", self.store)
         self.result = cli(*self.command)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Columns]:
         return list(Ledger(self.out).table().to_pylist())
 
-    def row(self, defense: str, attack: str = "badnets") -> Row:
+    def row(self, defense: str, attack: str = "badnets") -> Columns:
         return next(r for r in self.rows() if (r["attack"], r["defense"]) == (attack, defense))
 
     def on(self, command: str, key: str, *more: object, **other: Any) -> Result:
@@ -119,7 +122,7 @@ def test_the_clean_twin_is_reported_and_shared(finished: Finished) -> None:
 
 def test_metrics_stand_on_tune_and_test(finished: Finished) -> None:
     table = Ledger(finished.out).metrics_rows()
-    by_key: dict[str, list[Row]] = {}
+    by_key: dict[str, list[Columns]] = {}
     for item in table.to_pylist():
         by_key.setdefault(item["key"], []).append(item)
     for row in finished.rows():
@@ -461,6 +464,39 @@ def test_lost_workers_are_failed_rows_and_an_exit_code(
     assert [(row["status"], row["error_class"], row["error"]) for row in rows] == [
         ("failed", "lost", lost.error)
     ] * 2
+
+
+def test_an_impossible_pair_is_recorded_even_where_nothing_is_left_to_run(
+    finished: Finished,
+    cli: Cli,
+    tiny_sweep: Callable[..., Path],
+    victim_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """The user's suspect model leaves no corpus: counting words in one is skipped, with the reason in its row."""
+    attack = {"name": "checkpoint", "path": str(victim_folder), "trigger": "cf"}
+    out = tmp_path / "out"
+    command = ("run", "--local", "--out", out, "--store", finished.store)
+    first = cli(*command, tiny_sweep(tmp_path, attacks=[attack], defenses=["none"]))
+    assert first.exit_code == 0, first.output
+    epur = {"name": "epur", "frequency_source": "training"}
+    result = cli(*command, tiny_sweep(tmp_path, attacks=[attack], defenses=[epur]))
+    assert result.exit_code == 0, result.output
+    assert "note: impossible: epur needs corpus, which attack checkpoint does not" in result.output
+    assert "nothing to do" in result.output
+    (row,) = [r for r in Ledger(out).table().to_pylist() if r["status"] == "skipped"]
+    assert (row["defense"], row["cacc"]) == ("epur", None)
+    assert json.loads(cli("status", out, "--json").output)["trials"] == {"ok": 2, "skipped": 1}
+    logs = cli("logs", row["key"], "--out", out)
+    assert logs.exit_code == EXIT_BAD_INPUT
+    assert "has no log" in logs.output
+
+
+def test_a_line_for_a_task_of_pairs_has_a_tab() -> None:
+    assert _row("a\tb\tc", pairs=True) == Row(text="a", pair="b\tc")
+    assert _row("a\tb", pairs=False) == Row(text="a\tb")
+    with pytest.raises(ConfigError, match="expected a tab between the texts in 'a b'"):
+        _row("a b", pairs=True)
 
 
 def test_rerun_of_an_unknown_class(finished: Finished) -> None:

@@ -1,0 +1,125 @@
+"""The live view: counts by kind, failures told once, a guess of the time left."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sweeps import progress as module
+from sweeps.progress import Progress, duration
+from sweeps.schedule import Job, JobKind, Outcome, Schedule
+
+
+def job(key: str, kind: JobKind, needs: tuple[str, ...] = (), specs: int = 1) -> Job:
+    return Job(
+        key=key, kind=kind, label=f"job {key}", needs=frozenset(needs),
+        specs=tuple(None for _ in range(specs)),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def text() -> io.StringIO:
+    return io.StringIO()
+
+
+def view(text: io.StringIO, *, terminal: bool = False) -> Progress:
+    console = Console(file=text, force_terminal=terminal, width=120, soft_wrap=True)
+    return Progress(console, total={"prepare": 1, "victim": 2, "reference": 1, "trial": 2})
+
+
+JOBS = (
+    job("p", "prepare"),
+    job("v", "victim", ("p",)),
+    job("w", "victim", ("p",)),
+    job("r", "reference", ("w",)),
+    job("t", "trial", ("v",), specs=3),
+    job("u", "trial", ("r",), specs=2),
+)
+
+
+def run_through(progress: Progress) -> None:
+    """`w` fails, so `r` and `u` are dropped; one of the three trials of `t` fails."""
+    schedule = Schedule.of(JOBS, progress)
+    while (taken := schedule.take()) is not None:
+        outcomes = {
+            "w": Outcome(error_class="oom", error="no memory"),
+            "t": Outcome(rows=3, failed_rows=1, error_class="nan", error="a NaN", seconds=2.0,
+                         notices=("artifact 12 was damaged",)),
+        }  # fmt: skip
+        schedule.complete(taken.key, outcomes.get(taken.key, Outcome(seconds=4.0)))
+    assert schedule.exhausted
+
+
+def test_failed_trials_are_counted_once_each(text: io.StringIO) -> None:
+    progress = view(text)
+    run_through(progress)
+    assert progress.failed_rows == 1 + 2, "one of t, both of u; a victim is no trial"
+    assert progress.failures == ["job w: oom: no memory", "job t: nan: a NaN"]
+    assert text.getvalue().splitlines() == [
+        "failed: job w: oom: no memory",
+        "note: artifact 12 was damaged",
+        "failed: job t: nan: a NaN",
+    ]
+    assert not progress.running
+    assert progress.left_s() == 0
+
+
+def test_a_job_that_left_no_rows_fails_all_its_trials(text: io.StringIO) -> None:
+    progress = view(text)
+    progress("done", job("t", "trial", specs=4), Outcome(error_class="lost", error="killed"))
+    assert progress.failed_rows == 4
+
+
+def test_the_time_left_is_the_mean_so_far_over_the_slots(text: io.StringIO) -> None:
+    progress = view(text)
+    assert progress.left_s() is None
+    progress("done", JOBS[0], Outcome(seconds=3.0))
+    progress("done", JOBS[1], Outcome(seconds=10.0))
+    # A victim is left at 10 s; what has not run yet counts as the longest: 1 reference, 2 trials.
+    assert progress.left_s() == 10 + 10 + 2 * 10
+    progress.slots = 2
+    assert progress.left_s() == 20
+
+
+def test_without_a_terminal_a_line_is_written_now_and_then(
+    text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_EVERY_S", 0.0)
+    progress = view(text)
+    with progress.shown():
+        progress("started", JOBS[0], None)
+        progress("done", JOBS[0], Outcome(seconds=1.0))
+    first, second = text.getvalue().splitlines()
+    assert first == (
+        "preparation 0/1, victims 0/2, clean twin 0/1, defenses 0/2; 1 running, 0 failed"
+    )
+    assert second.startswith("preparation 1/1, ")
+    assert second.endswith("; 0 running, 0 failed; about 5 s left")
+
+
+def test_on_a_terminal_the_view_is_live(text: io.StringIO) -> None:
+    progress = view(text, terminal=True)
+    with progress.shown():
+        run_through(progress)
+    shown = text.getvalue()
+    assert "victims" in shown
+    assert "2/2" in shown
+    assert "failed" in shown
+
+
+def test_many_failures_are_not_all_shown(text: io.StringIO) -> None:
+    progress = view(text)
+    for number in range(9):
+        one = job(str(number), "trial")
+        progress("done", one, Outcome(error_class="bug", error="oh", rows=1, failed_rows=1))
+    assert progress.failed_rows == 9
+    assert len(text.getvalue().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
