@@ -61,6 +61,10 @@ class Ledger:
         """All rows, the latest attempt of each key. Damaged files are set aside (see `notices`)."""
         return latest(self._concatenated(self.rows, SCHEMA))
 
+    def measured_keys(self) -> frozenset[str]:
+        """The keys that have long rows. A finished trial without them lost its file, and is not done."""
+        return frozenset(self._concatenated(self.metrics, METRICS_SCHEMA)["key"].to_pylist())
+
     def metrics_rows(self) -> pa.Table:
         """The long table, of the latest attempt of each key."""
         table = self._concatenated(self.metrics, METRICS_SCHEMA)

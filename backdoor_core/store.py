@@ -25,7 +25,8 @@ from pyarrow import fs
 from backdoor_core.errors import ConfigError, DamagedArtifactError, StorageError, SweepError
 from backdoor_core.fingerprint import file_sha256
 
-MANIFEST = "manifest.json"
+MANIFEST = "artifact-manifest.json"
+"""Beside an artifact's files; no file of a model is called so."""
 _ASIDE = "damaged"
 
 

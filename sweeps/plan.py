@@ -150,12 +150,13 @@ def _impossible(spec: TrialSpec, chain: tuple[Defense, ...]) -> str | None:
 def _settle(plan: Plan, ledger: Ledger, rerun: str | None) -> None:
     """Marks trials that the ledger holds, and numbers the attempts of the others."""
     table = ledger.table().select(["key", "attempt", "status", "error_class"])
+    measured = ledger.measured_keys()
     plan.notices += ledger.notices
     for row in table.to_pylist():
         key = row["key"]
         if key not in plan.trials or key in plan.skipped:
             continue
-        if row["status"] == "ok":
+        if row["status"] == "ok" and key in measured:
             plan.done.add(key)
         elif row["status"] == "failed" and rerun not in ("all", row["error_class"]):
             plan.failed.add(key)

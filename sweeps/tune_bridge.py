@@ -24,7 +24,9 @@ QUIET_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # A worker that dies is told of by its job, in one line.
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 for _name, _value in QUIET_ENVIRONMENT.items():
@@ -130,6 +132,8 @@ class _JobTrainable(tune.Trainable):
 
 def start_ray(cpus: int | None = None) -> None:
     """Joins the cluster that `RAY_ADDRESS` names, or starts Ray on this machine (dashboard off)."""
+    # Tune prints a traceback for each lost worker, and another when the run ends.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")

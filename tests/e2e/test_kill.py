@@ -21,6 +21,7 @@ import pytest
 from click.testing import Result
 
 from backdoor_core.ledger import Ledger
+from backdoor_core.store import MANIFEST
 
 KILLS = 5
 MARK = "BACKDOOR_SWEEPS_TEST_MARK"
@@ -61,7 +62,7 @@ class Story:
 
 def artifacts(store: Path) -> Published:
     found: Published = {}
-    for manifest in store.glob("objects/*/*/manifest.json"):
+    for manifest in store.glob(f"objects/*/*/{MANIFEST}"):
         status = manifest.stat()
         found[manifest.parent.name] = (status.st_ino, status.st_mtime_ns)
     return found

@@ -18,7 +18,7 @@ from backdoor_core.errors import DependencyError
 from backdoor_core.grammar import reviews
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.store import ArtifactStore
+from backdoor_core.store import MANIFEST, ArtifactStore
 from sweeps.cli import EXIT_BAD_INPUT, EXIT_FAILED_TRIALS
 from sweeps.config import load_sweep
 from sweeps.plan import plan_sweep
@@ -168,7 +168,7 @@ def test_a_plm_folder_without_its_tokenizer(place: Place, tmp_path: Path) -> Non
     plan = plan_sweep(sweep, store, Ledger(tmp_path / "none"))
     model = tmp_path / "model"
     held = store.open(Pipeline(next(iter(plan.trials.values()))).plm_key)
-    shutil.copytree(held, model, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copytree(held, model, ignore=shutil.ignore_patterns(MANIFEST))
     (model / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     plm = {"name": "hub", "path": str(model)}
     assert_one_message(place.run(plms=[plm]), r"model has no tokenizer \(expected one of tokenizer")

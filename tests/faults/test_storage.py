@@ -12,7 +12,7 @@ from click.testing import Result
 
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.store import ArtifactStore
+from backdoor_core.store import MANIFEST, ArtifactStore
 from backdoor_core.trial import spec_of
 
 Cli = Callable[..., Result]
@@ -74,7 +74,7 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(place: Place, damage: s
     elif damage == "missing file":
         weights.unlink()
     elif damage == "manifest":
-        (folder / "manifest.json").write_text("{", encoding="utf-8")
+        (folder / MANIFEST).write_text("{", encoding="utf-8")
     else:
         flip(folder / "train.parquet")
     result = place.run(defenses=["placebo", {"name": "fine_mixing", "epochs": 1}])
@@ -86,7 +86,7 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(place: Place, damage: s
     assert len(aside) == 1
     assert str(aside[0]) in note
     rebuilt = {file.name: file.read_bytes() for file in place.store.open(key).iterdir()}
-    for name in sound.keys() - {"manifest.json"}:
+    for name in sound.keys() - {MANIFEST}:
         assert rebuilt[name] == sound[name], name
     new = next(row for row in place.rows().values() if row["defense"] == "fine_mixing")
     old = next(row for row in place.rows().values() if row["defense"] == "placebo")
@@ -94,9 +94,12 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(place: Place, damage: s
     assert (new["victim_cacc"], new["victim_asr"]) == (old["victim_cacc"], old["victim_asr"])
 
 
-def test_a_truncated_ledger_file_is_set_aside_and_its_trials_run_again(place: Place) -> None:
+@pytest.mark.parametrize("folder", ["ledger", "metrics"])
+def test_a_truncated_ledger_file_is_set_aside_and_its_trials_run_again(
+    place: Place, folder: str
+) -> None:
     before = place.numbers()
-    file = sorted((place.folder / "out" / "ledger").glob("*.parquet"))[0]
+    file = sorted((place.folder / "out" / folder).glob("*.parquet"))[0]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     result = place.run()
     assert result.exit_code == 0, result.output
@@ -105,7 +108,7 @@ def test_a_truncated_ledger_file_is_set_aside_and_its_trials_run_again(place: Pl
     assert "its trials run again" in note
     assert "1 of 1 jobs" in result.output
     assert place.numbers() == before
-    assert len(list((place.folder / "out" / "ledger" / "damaged").iterdir())) == 1
+    assert len(list((place.folder / "out" / folder / "damaged").iterdir())) == 1
     again = place.run()
     assert "nothing to do" in again.output
     assert "note: " not in again.output

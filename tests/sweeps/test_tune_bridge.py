@@ -20,8 +20,6 @@ from sweeps.config import Resources
 from sweeps.local import run_here
 from sweeps.schedule import Job, JobKind, Outcome, Schedule
 
-pytest.importorskip("ray")
-
 Cli = Callable[..., Result]
 
 RUNNERS = '''
@@ -191,7 +189,7 @@ def test_jobs_run_once_in_order_on_workers_that_live_on(
 
 
 def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_lost(
-    bridged: Callable[..., Schedule], tmp_path: Path
+    bridged: Callable[..., Schedule], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [
         job("once"),
@@ -211,6 +209,8 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_lost(
     assert {key: len(found) for key, found in seen.items()} == {
         "once": 2, "always": 3, "fine": 1, "after-once": 1,
     }  # fmt: skip
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err, "the driver says it in a line of its own"
 
 
 def test_a_runner_that_raises_is_lost_and_not_the_run(bridged: Callable[..., Schedule]) -> None:
