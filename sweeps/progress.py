@@ -68,15 +68,12 @@ class Progress:
                 self.console.print(f"failed: {text}", markup=False, highlight=False, style="red")
 
     def left_s(self) -> float | None:
-        """Seconds until the end, from the mean of the jobs that ended so far; None before any has."""
+        """Seconds until the end, from the mean of the jobs that ended; None while a kind has no such mean."""
         known = {kind: sum(s) / len(s) for kind, s in self.seconds.items() if s}
-        if not known:
+        open_jobs = {kind: n - self.ended.get(kind, 0) for kind, n in self.total.items()}
+        if any(count and kind not in known for kind, count in open_jobs.items()):
             return None
-        longest = max(known.values())
-        left = sum(
-            (count - self.ended.get(kind, 0)) * known.get(kind, longest)
-            for kind, count in self.total.items()
-        )
+        left = sum(count * known[kind] for kind, count in open_jobs.items() if count)
         return left / max(self.slots, 1)
 
     def _show(self) -> None:

@@ -77,10 +77,12 @@ def test_the_time_left_is_the_mean_so_far_over_the_slots(text: io.StringIO) -> N
     assert progress.left_s() is None
     progress("done", JOBS[0], Outcome(seconds=3.0))
     progress("done", JOBS[1], Outcome(seconds=10.0))
-    # A victim is left at 10 s; what has not run yet counts as the longest: 1 reference, 2 trials.
-    assert progress.left_s() == 10 + 10 + 2 * 10
+    assert progress.left_s() is None, "no reference and no trial has ended: their time is unknown"
+    progress("done", job("r", "reference"), Outcome(seconds=1.0))
+    progress("done", job("t", "trial"), Outcome(seconds=4.0))
+    assert progress.left_s() == 10 + 4, "one victim and one trial are left"
     progress.slots = 2
-    assert progress.left_s() == 20
+    assert progress.left_s() == 7
 
 
 def test_without_a_terminal_a_line_is_written_now_and_then(
