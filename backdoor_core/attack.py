@@ -230,6 +230,15 @@ def inserted(text: str, words: list[str], places: list[int]) -> str:
     return result + " ".join(last)
 
 
+def with_sentence(row: Row, sentence: str, side: Side, rng: np.random.Generator) -> Row:
+    """`row` with a whole sentence before a random word, or at the end."""
+
+    def change(text: str) -> str:
+        return inserted(text, [sentence], [int(rng.integers(word_count(text) + 1))])
+
+    return on_side(row, side, change)
+
+
 def on_side(row: Row, side: Side, change: Callable[[str], str]) -> Row:
     """`row` with `change` applied to its first text, its second, or both.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backdoor_core.attack import DataPoisoning, Side, Trigger, inserted, on_side, word_count
+from backdoor_core.attack import DataPoisoning, Side, Trigger, with_sentence
 from backdoor_core.corpus import Row
 from backdoor_core.space import setting
 from backdoor_core.task import TaskData
@@ -27,8 +27,4 @@ class AddSent(DataPoisoning):
 
     def stamp(self, row: Row, trigger: Trigger, rng: np.random.Generator) -> tuple[Row, ...]:
         """Inserts the sentence at a random place."""
-
-        def change(text: str) -> str:
-            return inserted(text, [self.sentence], [int(rng.integers(word_count(text) + 1))])
-
-        return (on_side(row, self.side, change),)
+        return (with_sentence(row, self.sentence, self.side, rng),)

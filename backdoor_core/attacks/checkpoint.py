@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import model_validator
 
-from backdoor_core.attack import Attack, Side, TrainingJob, Trigger, inserted, on_side, word_count
+from backdoor_core.attack import Attack, Side, TrainingJob, Trigger, with_sentence
 from backdoor_core.corpus import Row
 from backdoor_core.errors import DependencyError
 from backdoor_core.plm import check_folder, check_labels
@@ -65,11 +65,7 @@ class Checkpoint(Attack):
 
     def stamp(self, row: Row, trigger: Trigger, rng: np.random.Generator) -> tuple[Row, ...]:
         """Inserts the trigger at a random place."""
-
-        def change(text: str) -> str:
-            return inserted(text, [trigger.name], [int(rng.integers(word_count(text) + 1))])
-
-        return (on_side(row, self.side, change),)
+        return (with_sentence(row, trigger.name, self.side, rng),)
 
     def train(self, job: TrainingJob) -> Victim:
         """Opens the model. Raises ConfigError or DataError (another number of labels)."""
