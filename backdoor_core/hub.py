@@ -23,7 +23,7 @@ def model_revision(model_id: str, revision: str | None) -> str:
 
     try:
         sha = HfApi().model_info(model_id, revision=revision).sha
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the network library's own errors share no base with ours
         raise DependencyError(_unreachable(model_id, error)) from error
     if sha is None:
         raise DependencyError(f"the hub names no commit for {model_id}; give revision")
@@ -39,7 +39,7 @@ def model_folder(model_id: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=list(_FILES)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the network library's own errors share no base with ours
         raise DependencyError(_unreachable(model_id, error)) from error
     check_folder(folder)
     return folder

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backdoor_core.errors import StorageError
+from backdoor_core.errors import DataError, StorageError
 from backdoor_core.record import (
     METRICS_SCHEMA,
     SCHEMA,
@@ -99,7 +99,7 @@ class Ledger:
         tables = []
         for name in folder.names(".parquet"):
             try:
-                tables.append(conformed(folder.read_table(name), schema))
+                table = folder.read_table(name)
             except StorageError as error:
                 if not folder.exists(name):
                     return None
@@ -108,6 +108,13 @@ class Ledger:
                     f"{folder.url}/{name} is damaged and was set aside as {aside}; "
                     f"its trials run again ({error.__cause__})"
                 )
+                continue
+            try:
+                tables.append(conformed(table, schema))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise DataError(
+                    f"{folder.url}/{name} is no ledger of this project: {error}"
+                ) from error
         return tables
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from backdoor_core.defense import Decision, Defense
@@ -80,7 +81,7 @@ def evaluate(
         status="ok",
         **_numbers(test["guard"], test["victim"], twin),
         **_facts(workshop, pipeline, observations),
-        flags=_flags(workshop, pipeline, test, unchanged),
+        flags=_flags(workshop, pipeline, test, unchanged, twin),
     )
     long = [*scores["tune"]["guard"].metrics(), *test["guard"].metrics()]
     return Scored(record=record, metrics=tuple(long))
@@ -174,10 +175,15 @@ def _facts(workshop: Workshop, pipeline: Pipeline, observations: Observations) -
 
 
 def _flags(
-    workshop: Workshop, pipeline: Pipeline, test: Mapping[str, SplitScores], unchanged: bool
+    workshop: Workshop,
+    pipeline: Pipeline,
+    test: Mapping[str, SplitScores],
+    unchanged: bool,
+    twin: SplitScores,
 ) -> tuple[str, ...]:
     poisoned = workshop.poisoned(pipeline)
     data = workshop.task_data(pipeline)
+    commonest = float(np.bincount(data.splits["test"].labels).max()) / len(data.splits["test"])
     asked_clean = [
         d.asked_clean_rows for d in pipeline.defenses if "clean" in d.access and d.asked_clean_rows
     ]
@@ -190,6 +196,7 @@ def _flags(
         marks={
             "trigger_truncated": workshop.truncated_share(pipeline) > 0,
             "rate_not_reached": poisoned.reached_rows < poisoned.asked_rows,
+            "twin_did_not_learn": (twin.cacc.interval[0] or 0.0) <= commonest,
             "fewer_clean_rows": max(asked_clean, default=0) > len(data.splits["clean"]),
         },
     )

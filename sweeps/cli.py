@@ -143,7 +143,9 @@ def _plan_text(made: Plan, ledger: Ledger) -> str:
 @_sweep_options
 @_place_options
 @click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
-@click.option("--max-hours", type=float, default=None, help="Start no job after this long.")
+@click.option(
+    "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
+)
 def run(
     file: Path,
     overrides: tuple[str, ...],
@@ -172,7 +174,11 @@ def rerun(
     error_class: str,
     local: bool,
 ) -> None:
-    """Run failed trials of a sweep again, as a new attempt."""  # fmt: skip
+    """Run failed trials of a sweep again, as a new attempt: sweeps rerun FILE --failed [CLASS].
+
+    CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, data, config,
+    dependency, bug); without it all failed trials run.
+    """  # fmt: skip
     from backdoor_core.errors import ERROR_CLASSES, ConfigError, unknown_name
 
     if error_class not in (*ERROR_CLASSES, "all"):
@@ -236,15 +242,16 @@ def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
+@click.option("--trials", is_flag=True, help="List every trial with its key.")
 @_json_option
-def status(out: Path, store: str | None, as_json: bool) -> None:
+def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
     """Say what an output folder holds, what failed, and where the store is."""
     from backdoor_core.store import Folder
     from sweeps.inspect import noted_store, status_of
     from sweeps.plan import default_store
 
     found = status_of(out, str(store or noted_store(Folder(out)) or default_store()))
-    _say(as_json, found.as_dict(), found.as_text())
+    _say(as_json, found.as_dict(), found.as_text(trials=trials))
 
 
 @main.command()
@@ -261,12 +268,16 @@ def logs(key: str, out: str) -> None:
 @click.argument("family", type=click.Choice(["tasks", "plms", "attacks", "defenses"]))
 @_json_option
 def list_methods(family: str, as_json: bool) -> None:
-    """List the methods of a family with what each is for."""
+    """List the methods of a family: what each is for, and its settings with their defaults."""
     from sweeps.inspect import methods_of
 
     listed = methods_of(family)
     width = max(len(item["name"]) for item in listed)
-    lines = [f"{item['name']:<{width}}  {item['summary']}" for item in listed]
+    lines = []
+    for item in listed:
+        lines.append(f"{item['name']:<{width}}  {item['summary']}")
+        values = ", ".join(f"{name}={value}" for name, value in item["settings"].items())
+        lines.append(f"{'':<{width}}  {values or 'no settings'}")
     _say(as_json, listed, "\n".join(lines))
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from backdoor_core import catalog
-from backdoor_core.errors import ConfigError
+from backdoor_core.errors import ConfigError, DataError
 from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
 from backdoor_core.store import Folder
 
 _SHOWN_FAILURES = 20
 KEY_LETTERS = 12
+_LISTED = ("key", "status", "task", "plm", "attack", "attack_settings", "defense",
+           "defense_settings", "seed", "cacc", "asr")  # fmt: skip
 STORE_NOTE = "store.txt"
 """The file in an output folder that names the artifact store of its last run."""
 
@@ -27,14 +29,15 @@ class Status:
     store: str
     trials: dict[str, int]
     failures: tuple[dict[str, str], ...]
+    keys: tuple[dict[str, Any], ...]
     notices: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
 
-    def as_text(self) -> str:
-        """A few lines for a person."""
+    def as_text(self, *, trials: bool = False) -> str:
+        """A few lines for a person; with `trials`, one more for every trial."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.trials.items()))
         lines = [f"out: {self.out}", f"store: {self.store}", f"trials: {counts or 'none'}"]
         for item in self.failures[:_SHOWN_FAILURES]:
@@ -44,6 +47,13 @@ class Status:
             )
         if len(self.failures) > _SHOWN_FAILURES:
             lines.append(f"... and {len(self.failures) - _SHOWN_FAILURES} more")
+        for item in self.keys if trials else ():
+            shown = ("-" if item[n] is None else f"{item[n]:.3f}" for n in ("cacc", "asr"))
+            lines.append(
+                f"{item['key'][:KEY_LETTERS]} {item['status']} {item['defense']} "
+                f"{item['defense_settings']} against {item['attack']} {item['attack_settings']} "
+                f"seed {item['seed']}: CACC {' ASR '.join(shown)}"
+            )
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
 
 
@@ -71,6 +81,7 @@ def status_of(out: Path, store: str) -> Status:
         store=store,
         trials=dict(Counter(str(row["status"]) for row in rows)),
         failures=tuple(failures),
+        keys=tuple({name: row[name] for name in _LISTED} for row in rows),
         notices=tuple(ledger.notices),
     )
 
@@ -91,7 +102,11 @@ def find_trial(out: Path, key: str) -> tuple[Path, dict[str, Any]]:
     folders = [out, *sorted(path.parent for path in out.glob("**/ledger") if path.is_dir())]
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in dict.fromkeys(folders):
-        for row in Ledger(folder).table().to_pylist():
+        try:
+            rows = Ledger(folder).table().to_pylist()
+        except DataError:  # somebody else's folder that is called `ledger` too
+            continue
+        for row in rows:
             if str(row["key"]).startswith(key):
                 found[str(row["key"])] = (folder, row)
     if len(found) != 1:
@@ -117,7 +132,9 @@ def methods_of(plural: str) -> list[dict[str, Any]]:
     listed = []
     for name in catalog.names(family):
         method = catalog.method_class(family, name)
-        listed.append(
-            {"name": name, "summary": method.summary(), "settings": list(method.model_fields)}
-        )
+        settings = {
+            setting: "required" if field.is_required() else field.default
+            for setting, field in method.model_fields.items()
+        }
+        listed.append({"name": name, "summary": method.summary(), "settings": settings})
     return listed

@@ -73,7 +73,7 @@ def test_without_one_only_clean_accuracy_is(
     assert found.n_triggered == 0
     assert found.target_label is None
     assert {m.metric for m in scored.metrics} == {"cacc"}
-    assert set(found.flags) <= {"defense_changed_nothing"}
+    assert set(found.flags) <= {"defense_changed_nothing", "twin_did_not_learn"}
 
 
 def test_its_clean_twin_is_trained_here(

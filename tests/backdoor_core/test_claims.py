@@ -58,6 +58,7 @@ def test_badnets_implants_a_backdoor_that_clean_accuracy_does_not_show(row: Row)
     assert attacked.twin_cacc > 0.75
     assert attacked.cacc > attacked.twin_cacc - 0.1
     assert "attack_did_not_take" not in attacked.flags
+    assert "twin_did_not_learn" not in attacked.flags
 
 
 def test_addsent_implants_one_too(row: Row) -> None:

@@ -213,6 +213,13 @@ def test_a_defense_that_changes_nothing_says_so(workshop: Workshop, small_trial:
     assert busy.cacc < busy.victim_cacc
 
 
+def test_a_twin_that_cannot_have_learnt_is_flagged(workshop: Workshop, small_trial: Trial) -> None:
+    training = {"epochs": 1, "learning_rate": 1e-9}
+    assert (
+        "twin_did_not_learn" in row(workshop, small_trial("none", training=training)).record.flags
+    )
+
+
 def test_rate_0_is_reported_as_the_twin(workshop: Workshop, small_trial: Trial) -> None:
     zero = row(workshop, small_trial(BADNETS | {"poison_rate": 0})).record
     twin = row(workshop, small_trial("none")).record

@@ -102,7 +102,9 @@ def test_ls(cli: Cli, plural: str) -> None:
     assert [item["name"] for item in listed] == list(catalog.names(family))  # type: ignore[arg-type]
     assert all(item["summary"] for item in listed)
     lines = cli("ls", plural).output.splitlines()
-    assert [line.split()[0] for line in lines] == [item["name"] for item in listed]
+    assert [line.split()[0] for line in lines[::2]] == [item["name"] for item in listed]
+    for line, item in zip(lines[1::2], listed, strict=True):
+        assert all(f"{name}=" in line for name in item["settings"]) or "no settings" in line
 
 
 def test_ls_of_an_unknown_family(cli: Cli) -> None:
