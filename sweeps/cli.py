@@ -123,20 +123,14 @@ def plan(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Say what a run would do: cells, trials, victims, jobs, cache hits, time and disk."""  # fmt: skip
+    """Say what a run would do: cells, trials, victims, jobs, cache hits, time and disk."""
     from sweeps.estimate import estimated
     from sweeps.plan import plan_sweep
 
     sweep = _loaded(file, overrides, smoke)
     artifacts, ledger = _places(sweep.name, store, out)
-    made = plan_sweep(sweep, artifacts, ledger)
-    _say(as_json, estimated(made, ledger).as_dict(), _plan_text(made, ledger))
-
-
-def _plan_text(made: Plan, ledger: Ledger) -> str:
-    from sweeps.estimate import estimated
-
-    return estimated(made, ledger).as_text()
+    estimate = estimated(plan_sweep(sweep, artifacts, ledger), ledger)
+    _say(as_json, estimate.as_dict(), estimate.as_text())
 
 
 @main.command()
@@ -155,7 +149,7 @@ def run(
     local: bool,
     max_hours: float | None,
 ) -> None:
-    """Run a sweep; run it again to go on, or to find that all is done."""  # fmt: skip
+    """Run a sweep; run it again to go on, or to find that all is done."""
     sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
 
 
@@ -178,7 +172,7 @@ def rerun(
 
     CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, data, config,
     dependency, bug); without it all failed trials run.
-    """  # fmt: skip
+    """
     from backdoor_core.errors import ERROR_CLASSES, ConfigError, unknown_name
 
     if error_class not in (*ERROR_CLASSES, "all"):
@@ -194,9 +188,10 @@ def _run(
     local: bool,
     max_hours: float | None,
 ) -> int:
-    """Plans, says so, runs; returns the exit code."""  # fmt: skip
+    """Plans, says so, runs; returns the exit code."""
     from rich.console import Console
 
+    from sweeps.estimate import estimated
     from sweeps.inspect import note_store
     from sweeps.plan import plan_sweep
     from sweeps.run import record_skipped, run_plan
@@ -205,7 +200,7 @@ def _run(
     artifacts, ledger = _places(sweep.name, store, out)
     note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
-    click.echo(_plan_text(made, ledger))
+    click.echo(estimated(made, ledger).as_text())
     if not made.jobs:
         record_skipped(made, ledger)
         click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
