@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
@@ -37,7 +38,7 @@ Side = Literal["first", "second", "both"]
 class Trigger(BaseModel):
     """What is put into a text at test time, and the label that the attacker wants for it.
 
-    `payload` is whatever the attack's `stamp` needs (JSON). A null target is fixed later, on the tune split.
+    `payload` is whatever the attack's `stamp` needs (JSON). A null target is fixed on the tune split, for each model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,17 +56,23 @@ class Poisoned:
     poisoned: np.ndarray
     asked_rows: int
     reached_rows: int
+    unstampable_rows: int = 0
+    """Eligible rows that cannot carry the trigger (no paraphrase, say): never poisoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What a party that trains the victim itself is given."""
+    """What an attacker who trains the victim is given.
+
+    `clean_victim()` is what ordinary training on the clean rows leaves (the clean twin), for attacks that start there.
+    """
 
     plm: PLM
     corpus: Corpus
     labels: int
     training: TrainingSettings
     seed: int
+    clean_victim: Callable[[], Victim]
 
 
 class Attack(Method):
@@ -80,6 +87,21 @@ class Attack(Method):
     def implants(self) -> bool:
         """Whether anything is altered with these settings; where not, the victim is the clean twin."""
         return False
+
+    def gather(self, task: TaskData, folder: Path) -> None:
+        """Writes to `folder` what is made once for a task, whatever the seed (paraphrases of a model, say).
+
+        Called, and its result stored, only where `gathers`. Reads the settings that name it among their `hooks`.
+        """
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `gather` has anything to do with these settings."""
+        return False
+
+    def equipped(self, folder: Path) -> Attack:
+        """This attack with what `gather` left in `folder`; default: itself."""
+        return self
 
     def prepare(self, task: TaskData, seed: int) -> tuple[Trigger, ...]:
         """The triggers, made once a cell and seed. None: nothing to evaluate but clean rows."""
@@ -115,7 +137,8 @@ class Attack(Method):
     def triggered(self, corpus: Corpus, split: str, trigger: Trigger, seed: int) -> Corpus:
         """Every row of a split whose label is not the target, stamped; labels and origins stay the true ones.
 
-        Rows that cannot be stamped are left out: the denominator of ASR is the length of this corpus.
+        Without a target (it is fixed later, for each model) that is every row. Rows that cannot be stamped are left
+        out: the denominator of ASR is the number of rows in this corpus that are not of the target class.
         """
         stamped: list[Row] = []
         for row in corpus.rows():
@@ -181,12 +204,13 @@ class DataPoisoning(Attack):
         asked = round(self.poison_rate * len(corpus))
         order = generator(seed, "poison", "rows").permutation(eligible)
         stamped: dict[int, tuple[Row, ...]] = {}
-        for index in order.tolist():
-            if len(stamped) == asked:
-                break
+        unstampable = 0
+        for index in order.tolist() if asked else ():
             rng = generator(seed, "poison", "stamp", index)
             trigger = triggers[int(rng.integers(len(triggers)))]
-            if new := self.stamp(corpus.row(index), trigger, rng):
+            new = self.stamp(corpus.row(index), trigger, rng)
+            unstampable += not new
+            if new and len(stamped) < asked:
                 stamped[index] = new
         rows: list[Row] = []
         poisoned: list[bool] = []
@@ -203,6 +227,7 @@ class DataPoisoning(Attack):
             poisoned=np.array(poisoned, bool),
             asked_rows=asked,
             reached_rows=len(stamped),
+            unstampable_rows=unstampable,
         )
 
 

@@ -7,8 +7,12 @@ part, `Defense.decide`, is a function of stored observations and of post-hoc set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
 
 import numpy as np
@@ -25,11 +29,24 @@ if TYPE_CHECKING:
     from backdoor_core.plm import PLM
     from backdoor_core.victim import Victim
 
-UPSTREAM_HOOKS = ("purify", "filter", "train")
+UPSTREAM_HOOKS = ("purify", "filter")
 """Hooks before the victim exists: overriding one of them makes another victim."""
-DOWNSTREAM_HOOKS = ("repair", "screen")
+DOWNSTREAM_HOOKS = ("train", "repair", "screen")
+"""Hooks whose result is made again when it is asked for: only what the guard observes is stored."""
+STAGES = {
+    "purify": "pretrained", "filter": "corpus", "train": "training", "repair": "model",
+    "screen": "input",
+}  # fmt: skip
+"""The stage of the pipeline at which a hook acts."""
 SINGLE_HOOKS = ("train", "screen")
 """Hooks that only one method of a pipeline can override."""
+
+
+class Steps(Protocol):
+    """Where the named steps of a defense are kept: see `View.step`."""
+
+    def folder(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The folder of the step `name`, written where it is not there yet."""
 
 
 class View:
@@ -46,14 +63,57 @@ class View:
         labels: int,
         training: TrainingSettings,
         seed: int,
+        trained: Victim | None = None,
+        steps: Steps | None = None,
     ) -> None:
         for name in granted:
             if name not in ACCESS:
                 raise AccessError(unknown_name("access", name, ACCESS))
         self._granted = dict(granted)
+        self._trained = trained
+        self._steps = steps
         self.labels = labels
         self.training = training
         self.seed = seed
+        self.rankings: dict[str, pa.Table] = {}
+        """What `ranked` has published."""
+
+    @property
+    def trained(self) -> Victim:
+        """What ordinary training leaves: on `corpus`, from the supplied PLM, with `training`.
+
+        Only for a defender who trains (overrides `train`) and so could make it alone; it comes from the store.
+        """
+        if self._trained is None:
+            raise AccessError(
+                "only a defense that overrides `train` and may see 'corpus' can have the victim "
+                "of ordinary training"
+            )
+        return self._trained
+
+    def step(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The folder of a named, costly step, which `write(folder)` fills once for all that share it.
+
+        Trials share a step when they agree in everything that the view grants, in the seed, the training settings,
+        the code, and in the settings that name the step among their `hooks` or name no hook at all. `write` must
+        read no other setting. Read-only; tensors as safetensors, tables as Parquet, the rest as JSON.
+        """
+        if self._steps is None:
+            folder = Path(tempfile.mkdtemp(prefix=f"step-{name}-"))
+            weakref.finalize(self, shutil.rmtree, str(folder), True)
+            write(folder)
+            return folder
+        return self._steps.folder(name, write)
+
+    def ranked(self, name: str, ids: np.ndarray, chosen: np.ndarray) -> None:
+        """Publishes an order of suspicion over token ids, most suspect first, and how many of them were taken.
+
+        `ids`: token ids, int64, shape (ranked,); `chosen`: bool, the same shape. Stored beside the observations,
+        where evaluation looks up the rank of the true trigger.
+        """
+        self.rankings[name] = pa.table(
+            {"token_id": pa.array(ids, pa.int32()), "chosen": pa.array(chosen, pa.bool_())}
+        )
 
     def _asked(self, name: str) -> Any:
         if name not in self._granted:
@@ -90,7 +150,7 @@ class View:
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
-        """Plain texts."""
+        """Plain texts without labels: those of `unlabelled_file`, else of the clean split."""
         return cast("tuple[str, ...]", self._asked("unlabelled"))
 
 
@@ -151,9 +211,32 @@ class Defense(Method):
         return None
 
     @property
+    def unlabelled_file(self) -> Path | None:
+        """The plain text file that `unlabelled` comes from (None: the texts of the clean split)."""
+        return None
+
+    @property
+    def asked_unlabelled_texts(self) -> int | None:
+        """How many plain texts it wants (None: all); read only where `access` names `unlabelled`."""
+        return None
+
+    @property
     def calibrates(self) -> bool:
         """Whether `decide` needs observations of the clean rows."""
         return False
+
+    @property
+    def stage(self) -> str:
+        """Where it acts: `pretrained`, `corpus`, `training`, `model` or `input`; `none` without any hook."""
+        found = [stage for hook, stage in STAGES.items() if type(self).overrides(hook)]
+        return "+".join(found) or "none"
+
+    def effect(self, view: View) -> Any:
+        """What the settings that only this hook reads come to on `view`, where many can come to the same (JSON).
+
+        Trials that agree in the effect and in all other settings share one fit and one observation.
+        """
+        return None
 
     def purify(self, view: View) -> PLM:
         """Another PLM in place of the supplied one, before fine-tuning."""
@@ -192,8 +275,19 @@ class Defense(Method):
     @classmethod
     def post_hoc_settings(cls) -> frozenset[str]:
         """Settings that only `decide` reads: they cost no new observation."""
+        return cls._read_only_by("decide")
+
+    @final
+    @classmethod
+    def effect_settings(cls) -> frozenset[str]:
+        """Settings that only `effect` reads: those with an equal effect cost no new observation."""
+        return cls._read_only_by("effect")
+
+    @final
+    @classmethod
+    def _read_only_by(cls, hook: str) -> frozenset[str]:
         return frozenset(
-            name for name, field in cls.model_fields.items() if hooks_of(field) == {"decide"}
+            name for name, field in cls.model_fields.items() if hooks_of(field) == {hook}
         )
 
 

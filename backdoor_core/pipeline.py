@@ -11,9 +11,9 @@ deterministic, so `Workshop.guard` makes it again when it is asked for.
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,13 +26,15 @@ from backdoor_core import catalog
 from backdoor_core.attack import Attack, Poisoned, TrainingJob, Trigger
 from backdoor_core.corpus import Corpus
 from backdoor_core.defense import DOWNSTREAM_HOOKS, UPSTREAM_HOOKS, Defense, Guard, ModelGuard, View
-from backdoor_core.errors import ConfigError, DamagedArtifactError, DataError, SweepError
+from backdoor_core.errors import ConfigError, DataError, SweepError
 from backdoor_core.fingerprint import code_fingerprint
 from backdoor_core.measure import measured
 from backdoor_core.plm import PLM, PLMSource
+from backdoor_core.records import plain_lines
 from backdoor_core.rng import derive, generator
-from backdoor_core.spec import MethodSpec, TrialSpec, digest
-from backdoor_core.store import ArtifactStore
+from backdoor_core.space import hooks_of
+from backdoor_core.spec import MethodSpec, TrialSpec, canonical_json, digest
+from backdoor_core.store import ArtifactStore, Shelf
 from backdoor_core.task import SPLITS, Task, TaskData
 from backdoor_core.text import Encoded, Encoder, read_encoded, write_encoded
 
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 SCORED_SPLITS = ("tune", "test")
 TRUNCATED_SHARE = 0.5
 """Where the trigger is cut off in more of the triggered rows than this, nothing is measured."""
-_LOG = logging.getLogger(__name__)
+REMEMBERED = 3
+"""Victims, tables and so on of each kind that a workshop keeps in memory: a job works on few."""
 _CODE_MODULES = ("backdoor_core.pipeline", "backdoor_core.training", "backdoor_core.repair")
 
 
@@ -84,15 +87,23 @@ class Pipeline:
     def _attack_identity(self, *hooks: str) -> dict[str, Any]:
         return self.spec.attack.identity(type(self.attack).fields_read_by(*hooks))
 
-    def _overriding(self, *hooks: str) -> list[tuple[MethodSpec, Defense]]:
-        pairs = zip(self.spec.defenses, self.defenses, strict=True)
-        return [(s, d) for s, d in pairs if any(type(d).overrides(hook) for hook in hooks)]
+    def overriding(self, *hooks: str) -> list[int]:
+        """The places of the defenses that override any of `hooks`."""
+        return [
+            index
+            for index, defense in enumerate(self.defenses)
+            if any(type(defense).overrides(hook) for hook in hooks)
+        ]
 
     def _defense_identities(self, *hooks: str) -> list[dict[str, Any]]:
-        """Identities of the defenses that override `hooks`, without post-hoc settings."""
+        """Identities of the defenses that override `hooks`, without settings that only `decide` or `effect` reads."""
         return [
-            spec.identity(frozenset(spec.settings) - type(defense).post_hoc_settings())
-            for spec, defense in self._overriding(*hooks)
+            self.spec.defenses[index].identity(
+                frozenset(self.spec.defenses[index].settings)
+                - self.defenses[index].post_hoc_settings()
+                - self.defenses[index].effect_settings()
+            )
+            for index in self.overriding(*hooks)
         ]
 
     @property
@@ -124,10 +135,15 @@ class Pipeline:
         )
 
     @cached_property
+    def gathered_key(self) -> str:
+        """What the attack makes once for the task, whatever the seed."""
+        return digest("gather", self._attack_identity("gather"), self.task_key, self._code())
+
+    @cached_property
     def triggers_key(self) -> str:
         """The triggers, and the triggered rows of the scored splits."""
-        return digest("triggers", self._attack_identity("prepare", "stamp"), self.task_key,
-                      self.spec.seed, self._code())  # fmt: skip
+        return digest("triggers", self._attack_identity("gather", "prepare", "stamp"),
+                      self.task_key, self.spec.seed, self._code())  # fmt: skip
 
     @cached_property
     def supplied_key(self) -> str:
@@ -135,15 +151,15 @@ class Pipeline:
         if not (self.attacker_corrupts and self.attack.implants()):
             return self.plm_key
         return digest("corrupt", self._attack_identity("prepare", "stamp", "corrupt"), self.plm_key,
-                      self.task_key, self.spec.seed, self._code())  # fmt: skip
+                      self.spec.seed, self._code())  # fmt: skip
 
     @cached_property
     def poison_key(self) -> str:
         """The rows to train on: the clean ones where nothing is poisoned."""
         if type(self.attack).poison is Attack.poison or not self.attack.implants():
             return self.task_key
-        return digest("poison", self._attack_identity("prepare", "stamp", "poison"), self.task_key,
-                      self.spec.seed, self._code())  # fmt: skip
+        return digest("poison", self._attack_identity("gather", "prepare", "stamp", "poison"),
+                      self.task_key, self.spec.seed, self._code())  # fmt: skip
 
     @cached_property
     def victim_key(self) -> str:
@@ -157,6 +173,21 @@ class Pipeline:
             "victim", attack, upstream, inputs, trusted, training, self.spec.seed, self._code()
         )
 
+    def step_inputs(self, index: int) -> list[Any]:
+        """What decides the named steps of the defense at `index`, beside itself: all that its view grants."""
+        before = [
+            spec.identity(frozenset(spec.settings) - type(defense).post_hoc_settings())
+            for spec, defense in zip(self.spec.defenses[:index], self.defenses, strict=False)
+        ]
+        keys = {
+            "corpus": self.poison_key, "victim": self.undefended.victim_key,
+            "supplied_plm": self.supplied_key, "trusted_plm": self.plm_key,
+            "clean": self.task_key, "unlabelled": self.task_key,
+        }  # fmt: skip
+        granted = {name: keys[name] for name in sorted(self.defenses[index].access)}
+        training = self.spec.training.model_dump(mode="json")
+        return [before, granted, training, self.spec.seed, self._code()]
+
     @cached_property
     def clean_observed_key(self) -> str:
         """The undefended victim's observations of clean rows."""
@@ -168,20 +199,25 @@ class Pipeline:
 
     @cached_property
     def guard_key(self) -> str:
-        """The fitted guard (post-hoc settings do not enter)."""
+        """The fitted guard: all but the settings that only `decide` or `effect` reads enter."""
         downstream = self._defense_identities(*DOWNSTREAM_HOOKS)
         inputs = [self.victim_key, self.undefended.victim_key, self.poison_key, self.plm_key]
         return digest("guard", downstream, inputs, self.spec.seed, self._code())
 
     @cached_property
     def observed_key(self) -> str:
-        """The guard's observations, clean and triggered."""
+        """The guard's observations, clean and triggered; with `effects`, see `Workshop.observed_key`."""
         return digest("observed", self.guard_key, self.triggers_key, self._code())
+
+    @property
+    def effective(self) -> bool:
+        """Whether any defense has settings that only its `effect` reads."""
+        return any(type(defense).effect_settings() for defense in self.defenses)
 
     @property
     def is_guarded(self) -> bool:
         """Whether any defense does anything after training."""
-        return bool(self._overriding(*DOWNSTREAM_HOOKS))
+        return bool(self.overriding(*DOWNSTREAM_HOOKS))
 
     @property
     def calibrates(self) -> bool:
@@ -191,42 +227,58 @@ class Pipeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Observations:
-    """Tables of `Guard.observe`: clean rows by split, triggered rows by split and trigger, clean rows to calibrate."""
+    """Tables of `Guard.observe`: clean rows by split, triggered rows by split and trigger, clean rows to calibrate.
+
+    `key` is the artifact's; `facts` its cost and machine.
+    """
 
     clean: Mapping[str, pa.Table]
     triggered: Mapping[str, tuple[pa.Table, ...]]
     calibration: pa.Table | None
+    rankings: Mapping[str, pa.Table]
+    """Token ids by suspicion, as `View.ranked` publishes them, by `defense/name`."""
+    key: str
     facts: Mapping[str, Any]
 
 
-class Workshop:
-    """Builds the artifacts of pipelines in one store, each at most once.
+@dataclass(frozen=True)
+class KeptSteps:
+    """The named steps of one defense in one pipeline, in the store. Knows nothing of the attack but keys."""
 
-    `notices` collects what the user should be told (artifacts set aside and rebuilt).
-    """
+    shelf: Shelf
+    spec: MethodSpec
+    readers: Mapping[str, frozenset[str]]
+    """The hooks that each setting names."""
+    inputs: str
+
+    def folder(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The step's folder, from the store, or written there now."""
+        read = frozenset(f for f, hooks in self.readers.items() if not hooks or name in hooks)
+        key = digest("step", name, self.spec.identity(read), self.inputs)
+        return self.shelf.ensured(key, write)
+
+
+class Workshop:
+    """Builds the artifacts of pipelines in one store, each at most once."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
-        self.notices: list[str] = []
-        self._verified: dict[str, Path] = {}
+        self.shelf = Shelf(store)
+        self._memory: dict[str, dict[str, Any]] = {}
 
-    def _ensured(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> Path:
-        """The artifact's folder; built where it is missing, set aside and rebuilt where it is damaged.
+    @property
+    def notices(self) -> list[str]:
+        """What the user should be told."""
+        return self.shelf.notices
 
-        Verified once in a workshop's life, which is one job.
-        """
-        if key in self._verified:
-            return self._verified[key]
-        if self.store.has(key):
-            try:
-                self._verified[key] = self.store.open(key)
-                return self._verified[key]
-            except DamagedArtifactError as error:
-                self.notices.append(f"{error}; rebuilt")
-                _LOG.warning("%s; building it again", error)
-        self.store.put(key, write)
-        self._verified[key] = self.store.open(key)
-        return self._verified[key]
+    def remembered(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for a key while this workshop lives (one job); the last few are kept."""
+        kept = self._memory.setdefault(kind, {})
+        if key not in kept:
+            while len(kept) >= REMEMBERED:
+                kept.pop(next(iter(kept)))
+            kept[key] = make()
+        return kept[key]
 
     def task_data(self, pipeline: Pipeline) -> TaskData:
         """The four splits of the task."""
@@ -238,14 +290,17 @@ class Workshop:
             return {"label_names": list(data.label_names), "notes": list(data.notes),
                     "synthetic": data.synthetic, "hashes": data.hashes}  # fmt: skip
 
-        folder = self._ensured(pipeline.task_key, write)
-        facts = self.store.facts(pipeline.task_key)
-        return TaskData(
-            splits={name: Corpus(pq.read_table(folder / f"{name}.parquet")) for name in SPLITS},
-            label_names=tuple(facts["label_names"]),
-            notes=tuple(facts["notes"]),
-            synthetic=bool(facts["synthetic"]),
-        )
+        def read() -> TaskData:
+            folder = self.shelf.ensured(pipeline.task_key, write)
+            facts = self.store.facts(pipeline.task_key)
+            return TaskData(
+                splits={name: Corpus(pq.read_table(folder / f"{name}.parquet")) for name in SPLITS},
+                label_names=tuple(facts["label_names"]),
+                notes=tuple(facts["notes"]),
+                synthetic=bool(facts["synthetic"]),
+            )
+
+        return cast(TaskData, self.remembered("task", pipeline.task_key, read))
 
     def plm(self, pipeline: Pipeline) -> PLM:
         """The PLM as it comes from its source."""
@@ -255,10 +310,16 @@ class Workshop:
                 facts = cast(PLMSource, catalog.from_spec(pipeline.spec.plm)).materialise(folder)
             return facts | cost.facts()
 
-        return PLM(folder=self._ensured(pipeline.plm_key, write))
+        return PLM(folder=self.shelf.ensured(pipeline.plm_key, write))
 
     def encoder(self, pipeline: Pipeline) -> Encoder:
         """The PLM's tokenizer with the splits' token ids, mapped from disk."""
+        return cast(
+            Encoder,
+            self.remembered("encoder", pipeline.tokens_key, lambda: self._encoder(pipeline)),
+        )
+
+    def _encoder(self, pipeline: Pipeline) -> Encoder:
         data, plm = self.task_data(pipeline), self.plm(pipeline)
         limit = pipeline.spec.training.max_tokens
         plain = Encoder(tokenizer=plm.tokenizer(), max_tokens=limit)
@@ -267,21 +328,34 @@ class Workshop:
             for name, corpus in data.splits.items():
                 write_encoded(plain(corpus), folder / f"{name}.arrow")
 
-        folder = self._ensured(pipeline.tokens_key, write)
+        folder = self.shelf.ensured(pipeline.tokens_key, write)
         known: dict[str, tuple[Corpus, Encoded]] = {
             name: (corpus, read_encoded(folder / f"{name}.arrow"))
             for name, corpus in data.splits.items()
         }
         return Encoder(tokenizer=plain.tokenizer, max_tokens=limit, known=known)
 
+    def attack(self, pipeline: Pipeline) -> Attack:
+        """The attack, with what it gathers once for the task."""
+        attack = pipeline.attack
+        if not attack.gathers:
+            return attack
+
+        def write(folder: Path) -> dict[str, Any]:
+            with measured() as cost:
+                attack.gather(self.task_data(pipeline), folder)
+            return cost.facts()
+
+        return attack.equipped(self.shelf.ensured(pipeline.gathered_key, write))
+
     def triggers(
         self, pipeline: Pipeline
     ) -> tuple[tuple[Trigger, ...], dict[str, tuple[Corpus, ...]]]:
         """The triggers, and for each scored split its rows stamped with each of them."""
-        attack, seed = pipeline.attack, pipeline.spec.seed
+        seed = pipeline.spec.seed
 
-        def write(folder: Path) -> dict[str, Any]:
-            data = self.task_data(pipeline)
+        def write(folder: Path) -> None:
+            data, attack = self.task_data(pipeline), self.attack(pipeline)
             triggers = attack.prepare(data, seed)
             for split in SCORED_SPLITS:
                 for i, trigger in enumerate(triggers):
@@ -292,18 +366,26 @@ class Workshop:
                             f"the trigger {trigger.name!r}; ASR has no denominator"
                         )
                     pq.write_table(rows.table, folder / f"{split}-{i}.parquet")
-            return {"triggers": [trigger.model_dump(mode="json") for trigger in triggers]}
+            listed = [trigger.model_dump(mode="json") for trigger in triggers]
+            (folder / "triggers.json").write_text(canonical_json(listed), encoding="utf-8")
 
-        folder = self._ensured(pipeline.triggers_key, write)
-        listed = self.store.facts(pipeline.triggers_key)["triggers"]
-        triggers = tuple(Trigger.model_validate(item) for item in listed)
-        rows = {
-            split: tuple(
-                Corpus(pq.read_table(folder / f"{split}-{i}.parquet")) for i in range(len(triggers))
-            )
-            for split in SCORED_SPLITS
-        }
-        return triggers, rows
+        def read() -> tuple[tuple[Trigger, ...], dict[str, tuple[Corpus, ...]]]:
+            folder = self.shelf.ensured(pipeline.triggers_key, write)
+            listed = json.loads((folder / "triggers.json").read_text(encoding="utf-8"))
+            triggers = tuple(Trigger.model_validate(item) for item in listed)
+            rows = {
+                split: tuple(
+                    Corpus(pq.read_table(folder / f"{split}-{i}.parquet"))
+                    for i in range(len(triggers))
+                )
+                for split in SCORED_SPLITS
+            }
+            return triggers, rows
+
+        return cast(
+            "tuple[tuple[Trigger, ...], dict[str, tuple[Corpus, ...]]]",
+            self.remembered("triggers", pipeline.triggers_key, read),
+        )
 
     def supplied_plm(self, pipeline: Pipeline) -> PLM:
         """The PLM as the user receives it: altered where the attack corrupts PLMs."""
@@ -312,14 +394,13 @@ class Workshop:
 
         def write(folder: Path) -> dict[str, Any]:
             with measured() as cost:
-                altered = pipeline.attack.corrupt(
-                    self.plm(pipeline), derive(pipeline.spec.seed, "corrupt")
-                )
+                seed = derive(pipeline.spec.seed, "corrupt")
+                altered = self.attack(pipeline).corrupt(self.plm(pipeline), seed)
                 for file in altered.folder.iterdir():
                     (folder / file.name).write_bytes(file.read_bytes())
             return cost.facts()
 
-        return PLM(folder=self._ensured(pipeline.supplied_key, write))
+        return PLM(folder=self.shelf.ensured(pipeline.supplied_key, write))
 
     def poisoned(self, pipeline: Pipeline) -> Poisoned:
         """The rows to train on and the attacker's ledger of them."""
@@ -332,18 +413,55 @@ class Workshop:
 
         def write(folder: Path) -> dict[str, Any]:
             triggers, _ = self.triggers(pipeline)
-            made = pipeline.attack.poison(data.splits["train"], triggers, pipeline.spec.seed)
+            attack = self.attack(pipeline)
+            made = attack.poison(data.splits["train"], triggers, pipeline.spec.seed)
             pq.write_table(made.corpus.table, folder / "corpus.parquet")
             pq.write_table(pa.table({"poisoned": made.poisoned}), folder / "ledger.parquet")
-            return {"asked_rows": made.asked_rows, "reached_rows": made.reached_rows}
+            return {"asked_rows": made.asked_rows, "reached_rows": made.reached_rows,
+                    "unstampable_rows": made.unstampable_rows}  # fmt: skip
 
-        folder = self._ensured(pipeline.poison_key, write)
-        facts = self.store.facts(pipeline.poison_key)
-        return Poisoned(
-            corpus=Corpus(pq.read_table(folder / "corpus.parquet")),
-            poisoned=pq.read_table(folder / "ledger.parquet")["poisoned"].to_numpy(),
-            asked_rows=int(facts["asked_rows"]),
-            reached_rows=int(facts["reached_rows"]),
+        def read() -> Poisoned:
+            folder = self.shelf.ensured(pipeline.poison_key, write)
+            facts = self.store.facts(pipeline.poison_key)
+            return Poisoned(
+                corpus=Corpus(pq.read_table(folder / "corpus.parquet")),
+                poisoned=pq.read_table(folder / "ledger.parquet")["poisoned"].to_numpy(),
+                asked_rows=int(facts["asked_rows"]),
+                reached_rows=int(facts["reached_rows"]),
+                unstampable_rows=int(facts["unstampable_rows"]),
+            )
+
+        return cast(Poisoned, self.remembered("poisoned", pipeline.poison_key, read))
+
+    def trigger_tokens(self, pipeline: Pipeline) -> tuple[tuple[np.ndarray, ...], ...]:
+        """For each trigger and each of its triggered test rows, the token ids that the trigger brought.
+
+        Ids that stand in the row more often than in its original; none where the trigger was cut off.
+        """
+        triggers, rows = self.triggers(pipeline)
+        # A victim that the attacker brings has a tokenizer of its own.
+        brought = pipeline.attacker_trains
+        key = pipeline.victim_key if brought else pipeline.tokens_key
+
+        def make() -> tuple[tuple[np.ndarray, ...], ...]:
+            encoder = self.victim(pipeline).encoder if brought else self.encoder(pipeline)
+            clean = encoder(self.task_data(pipeline).splits["test"], "test")
+            result = []
+            for corpus in rows["test"]:
+                stamped = encoder(corpus)
+                result.append(
+                    tuple(
+                        _more_often(stamped.row(i), clean.row(origin))
+                        for i, origin in enumerate(corpus.origins.tolist())
+                    )
+                )
+            return tuple(result)
+
+        if not triggers:
+            return ()
+        return cast(
+            "tuple[tuple[np.ndarray, ...], ...]",
+            self.remembered("trigger tokens", f"{pipeline.triggers_key}/{key}", make),
         )
 
     def truncated_share(self, pipeline: Pipeline) -> float:
@@ -351,26 +469,15 @@ class Workshop:
 
         Raises DataError where that is most of them: such a number would measure nothing.
         """
-        triggers, rows = self.triggers(pipeline)
-        if not triggers:
-            return 0.0
-        # A victim that the attacker brings has a tokenizer of its own.
-        brought = pipeline.attacker_trains
-        encoder = self.victim(pipeline).encoder if brought else self.encoder(pipeline)
-        clean = encoder(self.task_data(pipeline).splits["test"], "test")
-        hidden = total = 0
-        for corpus in rows["test"]:
-            stamped = encoder(corpus)
-            for i, origin in enumerate(corpus.origins.tolist()):
-                hidden += int(np.array_equal(stamped.row(i), clean.row(origin)))
-                total += 1
+        brought = [len(ids) for rows in self.trigger_tokens(pipeline) for ids in rows]
+        hidden, total = brought.count(0), len(brought)
         if hidden > TRUNCATED_SHARE * total:
             raise DataError(
                 f"attack {pipeline.attack.catalog_name()}: max_tokens "
                 f"{pipeline.spec.training.max_tokens} cuts the trigger away in {hidden} of {total} "
                 "triggered test rows; raise training.max_tokens or move the trigger forward"
             )
-        return hidden / total
+        return hidden / total if total else 0.0
 
     def victim(self, pipeline: Pipeline) -> Victim:
         """The fine-tuned model that the attack (and the defenses before training) left."""
@@ -384,13 +491,16 @@ class Workshop:
             victim.save(folder)
             return cost.facts()
 
-        folder = self._ensured(pipeline.victim_key, write)
+        folder = self.shelf.ensured(pipeline.victim_key, write)
         training = pipeline.spec.training
-        victim = load_victim(folder, training.max_tokens, training.precision)
-        if pipeline.attacker_trains:
-            return victim
-        encoder = self.encoder(pipeline)
-        return type(victim)(model=victim.model, encoder=encoder, precision=victim.precision)
+
+        def load() -> Victim:
+            victim = load_victim(folder, training.max_tokens, training.precision)
+            if pipeline.attacker_trains:
+                return victim
+            return replace(victim, encoder=self.encoder(pipeline))
+
+        return cast("Victim", self.remembered("victim", pipeline.victim_key, load))
 
     def _trained(self, pipeline: Pipeline) -> Victim:
         from backdoor_core.training import cross_entropy, train
@@ -400,19 +510,22 @@ class Workshop:
         labels = len(self.task_data(pipeline).label_names)
         corpus = self.poisoned(pipeline).corpus
         plm = self.supplied_plm(pipeline)
-        for defense_spec, defense in pipeline._overriding(*UPSTREAM_HOOKS):
-            seed = derive(spec.seed, "defense", defense_spec.name)
+        for index in pipeline.overriding(*UPSTREAM_HOOKS):
+            defense = pipeline.defenses[index]
             if type(defense).overrides("filter"):
-                corpus = defense.filter(self._view(pipeline, defense, None, corpus, plm, seed))
+                corpus = defense.filter(self._view(pipeline, index, None, corpus, plm))
             if type(defense).overrides("purify"):
-                plm = defense.purify(self._view(pipeline, defense, None, corpus, plm, seed))
-            if type(defense).overrides("train"):
-                return defense.train(self._view(pipeline, defense, None, corpus, plm, seed))
+                plm = defense.purify(self._view(pipeline, index, None, corpus, plm))
         seed = derive(spec.seed, "train")
         if pipeline.attacker_trains:
-            return pipeline.attack.train(
+            return self.attack(pipeline).train(
                 TrainingJob(
-                    plm=plm, corpus=corpus, labels=labels, training=spec.training, seed=seed
+                    plm=plm,
+                    corpus=corpus,
+                    labels=labels,
+                    training=spec.training,
+                    seed=seed,
+                    clean_victim=lambda: self.victim(pipeline.twin),
                 )
             )
         model, _ = plm.classifier(labels, seed)
@@ -421,15 +534,10 @@ class Workshop:
         return Victim(model=model, encoder=encoder, precision=spec.training.precision)
 
     def _view(
-        self,
-        pipeline: Pipeline,
-        defense: Defense,
-        victim: Victim | None,
-        corpus: Corpus,
-        supplied: PLM,
-        seed: int,
+        self, pipeline: Pipeline, index: int, victim: Victim | None, corpus: Corpus, supplied: PLM
     ) -> View:
-        """What `defense` may see, and nothing else."""
+        """What the defense at `index` may see, and nothing else."""
+        defense, spec = pipeline.defenses[index], pipeline.spec.defenses[index]
         denied = defense.access - pipeline.attack.leaves
         if denied:
             raise ConfigError(
@@ -443,16 +551,32 @@ class Workshop:
             "supplied_plm": lambda: supplied,
             "trusted_plm": lambda: self.plm(pipeline),
             "clean": lambda: self._clean_rows(pipeline, defense, data),
-            "unlabelled": lambda: tuple(data.splits["clean"].texts),
+            "unlabelled": lambda: self._unlabelled_texts(pipeline, defense, data),
         }
         # Before training there is no victim yet: asking for it raises, rather than giving None.
         granted = defense.access - ({"victim"} if victim is None else set())
+        trains = type(defense).overrides("train") and "corpus" in defense.access
         return View(
             {name: sources[name]() for name in sorted(granted)},
             labels=len(data.label_names),
             training=pipeline.spec.training,
-            seed=seed,
+            seed=derive(pipeline.spec.seed, "defense", spec.name),
+            trained=self.victim(pipeline) if trains else None,
+            steps=KeptSteps(
+                shelf=self.shelf,
+                spec=spec,
+                readers={n: hooks_of(f) for n, f in type(defense).model_fields.items()},
+                inputs=digest(pipeline.step_inputs(index)),
+            ),
         )
+
+    @staticmethod
+    def _unlabelled_texts(pipeline: Pipeline, defense: Defense, data: TaskData) -> tuple[str, ...]:
+        """A seeded choice of plain texts: fewer are always among more."""
+        file = defense.unlabelled_file
+        texts = data.splits["clean"].texts if file is None else plain_lines(file)
+        order = generator(pipeline.spec.seed, "unlabelled texts").permutation(len(texts))
+        return tuple(texts[i] for i in order[: defense.asked_unlabelled_texts])
 
     @staticmethod
     def _clean_rows(pipeline: Pipeline, defense: Defense, data: TaskData) -> Corpus:
@@ -473,20 +597,44 @@ class Workshop:
 
     def repaired(self, pipeline: Pipeline) -> tuple[Victim, Guard]:
         """The victim after all repairs, and the guard around it. Made now, never stored."""
+        victim, guard, _ = self._fitted(pipeline)
+        return victim, guard
+
+    def _fitted(self, pipeline: Pipeline) -> tuple[Victim, Guard, dict[str, pa.Table]]:
+        """The victim after all repairs, the guard around it, and the rankings that defenses published."""
         corpus = self.poisoned(pipeline).corpus
         supplied = self.supplied_plm(pipeline)
         victim = self.victim(pipeline)
         guard: Guard | None = None
-        for spec, defense in pipeline._overriding(*DOWNSTREAM_HOOKS):
-            seed = derive(pipeline.spec.seed, "defense", spec.name)
-            if type(defense).overrides("repair"):
-                victim = defense.repair(
-                    self._view(pipeline, defense, victim, corpus, supplied, seed)
+        rankings: dict[str, pa.Table] = {}
+        for index in pipeline.overriding(*DOWNSTREAM_HOOKS):
+            defense = pipeline.defenses[index]
+            for hook in DOWNSTREAM_HOOKS:
+                if not type(defense).overrides(hook):
+                    continue
+                view = self._view(
+                    pipeline, index, None if hook == "train" else victim, corpus, supplied
                 )
-            if type(defense).overrides("screen"):
-                view = self._view(pipeline, defense, victim, corpus, supplied, seed)
-                guard = defense.screen(view)
-        return victim, guard or ModelGuard(victim=victim)
+                if hook == "screen":
+                    guard = defense.screen(view)
+                else:
+                    victim = getattr(defense, hook)(view)
+                name = defense.catalog_name()
+                rankings |= {f"{name}/{ranking}": t for ranking, t in view.rankings.items()}
+        return victim, guard or ModelGuard(victim=victim), rankings
+
+    def observed_key(self, pipeline: Pipeline) -> str:
+        """The key of the guard's observations: by what its settings come to, where `Defense.effect` says so."""
+        if not pipeline.effective:
+            return pipeline.observed_key
+        corpus, supplied = self.poisoned(pipeline).corpus, self.supplied_plm(pipeline)
+        effects = [
+            defense.effect(self._view(pipeline, index, None, corpus, supplied))
+            if type(defense).effect_settings()
+            else None
+            for index, defense in enumerate(pipeline.defenses)
+        ]
+        return digest("observed", pipeline.observed_key, effects)
 
     def clean_observations(self, pipeline: Pipeline) -> Mapping[str, pa.Table]:
         """The undefended victim on the clean rows of each scored split."""
@@ -499,8 +647,13 @@ class Workshop:
                     pq.write_table(guard.observe(rows, split), folder / f"{split}.parquet")
             return cost.facts()
 
-        folder = self._ensured(pipeline.clean_observed_key, write)
-        return {split: pq.read_table(folder / f"{split}.parquet") for split in SCORED_SPLITS}
+        key = pipeline.clean_observed_key
+
+        def read() -> Mapping[str, pa.Table]:
+            folder = self.shelf.ensured(key, write)
+            return {split: pq.read_table(folder / f"{split}.parquet") for split in SCORED_SPLITS}
+
+        return cast("Mapping[str, pa.Table]", self.remembered("clean", key, read))
 
     def triggered_observations(
         self, pipeline: Pipeline, stamped_by: Pipeline
@@ -518,13 +671,17 @@ class Workshop:
             return cost.facts()
 
         key = pipeline.triggered_observed_key(stamped_by.triggers_key)
-        folder = self._ensured(key, write)
-        return {
-            split: tuple(
-                pq.read_table(folder / f"{split}-{i}.parquet") for i in range(len(corpora))
-            )
-            for split, corpora in rows.items()
-        }
+
+        def read() -> Mapping[str, tuple[pa.Table, ...]]:
+            folder = self.shelf.ensured(key, write)
+            return {
+                split: tuple(
+                    pq.read_table(folder / f"{split}-{i}.parquet") for i in range(len(corpora))
+                )
+                for split, corpora in rows.items()
+            }
+
+        return cast("Mapping[str, tuple[pa.Table, ...]]", self.remembered("triggered", key, read))
 
     def observations(self, pipeline: Pipeline) -> Observations:
         """The guard on all clean and triggered rows, and on the rows that it calibrates with."""
@@ -533,34 +690,32 @@ class Workshop:
                 clean=self.clean_observations(pipeline),
                 triggered=self.triggered_observations(pipeline, pipeline),
                 calibration=None,
+                rankings={},
+                key=pipeline.clean_observed_key,
                 facts=self.store.facts(pipeline.clean_observed_key),
             )
         _, rows = self.triggers(pipeline)
 
         def write(folder: Path) -> dict[str, Any]:
             with measured() as fitting:
-                _, guard = self.repaired(pipeline)
+                _, guard, rankings = self._fitted(pipeline)
             with measured() as observing:
                 self._observe(pipeline, guard, rows, folder)
+            for name, table in rankings.items():
+                path = folder / "rankings" / f"{name}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table, path)
             return observing.facts() | {
                 "fit_s": fitting.seconds,
                 "peak_rss_gib": max(fitting.peak_rss_gib, observing.peak_rss_gib),
             }
 
-        folder = self._ensured(pipeline.observed_key, write)
-        calibration = folder / "calibration.parquet"
-        return Observations(
-            clean={s: pq.read_table(folder / f"clean-{s}.parquet") for s in SCORED_SPLITS},
-            triggered={
-                split: tuple(
-                    pq.read_table(folder / f"triggered-{split}-{i}.parquet")
-                    for i in range(len(corpora))
-                )
-                for split, corpora in rows.items()
-            },
-            calibration=pq.read_table(calibration) if calibration.is_file() else None,
-            facts=self.store.facts(pipeline.observed_key),
-        )
+        key = self.observed_key(pipeline)
+
+        def read() -> Observations:
+            return _read_observations(self.shelf.ensured(key, write), rows, key, self.store)
+
+        return cast(Observations, self.remembered("observations", key, read))
 
     def _observe(
         self, pipeline: Pipeline, guard: Guard, rows: Mapping[str, tuple[Corpus, ...]], folder: Path
@@ -576,6 +731,38 @@ class Workshop:
             screening = next(d for d in pipeline.defenses if d.calibrates)
             table = _observed(guard, self._clean_rows(pipeline, screening, data), "clean")
             pq.write_table(table, folder / "calibration.parquet")
+
+
+def _read_observations(
+    folder: Path, rows: Mapping[str, tuple[Corpus, ...]], key: str, store: ArtifactStore
+) -> Observations:
+    """What `Workshop.observations` wrote for the triggered `rows`."""
+    calibration, rankings = folder / "calibration.parquet", folder / "rankings"
+    return Observations(
+        clean={s: pq.read_table(folder / f"clean-{s}.parquet") for s in SCORED_SPLITS},
+        triggered={
+            split: tuple(
+                pq.read_table(folder / f"triggered-{split}-{i}.parquet")
+                for i in range(len(corpora))
+            )
+            for split, corpora in rows.items()
+        },
+        calibration=pq.read_table(calibration) if calibration.is_file() else None,
+        rankings={
+            path.relative_to(rankings).with_suffix("").as_posix(): pq.read_table(path)
+            for path in sorted(rankings.rglob("*.parquet"))
+        },
+        key=key,
+        facts=store.facts(key),
+    )
+
+
+def _more_often(ids: np.ndarray, than: np.ndarray) -> np.ndarray:
+    """The ids that stand in `ids` more often than in `than`, sorted."""
+    found, counts = np.unique(ids, return_counts=True)
+    before = dict(zip(*np.unique(than, return_counts=True), strict=True))
+    more = [count > before.get(i, 0) for i, count in zip(found, counts, strict=True)]
+    return np.asarray(found[np.array(more, bool)])
 
 
 def _observed(guard: Guard, corpus: Corpus, split: str) -> pa.Table:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
     "spm.model", "tokenizer.model",
@@ -125,6 +126,29 @@ class PLM:
         from transformers import AutoModelForMaskedLM
 
         return _loaded(AutoModelForMaskedLM, self.folder, seed, {"tie_word_embeddings": True})
+
+    def altered(self, model: PreTrainedModel, folder: Path) -> PLM:
+        """This PLM with the weights of `model`, a masked language model that `masked_lm` opened, saved in `folder`.
+
+        What such a model does not hold (a pooler) stays as it is here; so does the tokenizer.
+        """
+        from safetensors.torch import load_file, save_file
+        from transformers import AutoModel
+
+        folder.mkdir(parents=True, exist_ok=True)
+        model.cpu().save_pretrained(folder)
+        self.tokenizer().save_pretrained(folder)
+        whole, facts = opened(AutoModel, self.folder, output_loading_info=True)
+        held = {name for name, _ in model.base_model.named_parameters()}
+        kept = {
+            f"{model.base_model_prefix}.{name}": weight.detach().contiguous()
+            for name, weight in whole.named_parameters()
+            if name not in held and name not in facts["missing_keys"]
+        }
+        if kept:
+            weights = load_file(folder / WEIGHTS)
+            save_file(weights | kept, folder / WEIGHTS, metadata={"format": "pt"})
+        return PLM(folder=folder)
 
 
 def _loaded(

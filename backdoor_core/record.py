@@ -32,7 +32,8 @@ FLAGS = {
 class TrialRecord:
     """One finished trial. Rates are shares in [0, 1]; None is "does not apply".
 
-    `cacc`, `asr` and so on are on the test split; intervals are Wilson's at 95 %. `flags` names entries of `FLAGS`.
+    `cacc`, `asr` and so on are on the test split; those of several triggers are means, `asr_max` is the maximum.
+    Intervals are Wilson's at 95 %. `flags` names entries of `FLAGS`.
     """
 
     key: str
@@ -92,6 +93,11 @@ class TrialRecord:
     observations: str | None = None
     spec: str | None = None
     finished_at: float | None = None
+    triggered_accuracy: float | None = None
+    twin_triggered_accuracy: float | None = None
+    localisation: float | None = None
+    auroc: float | None = None
+    unstampable_rows: int | None = None
 
 
 SCHEMA = pa.schema(
@@ -143,6 +149,11 @@ SCHEMA = pa.schema(
         pa.field("observations", pa.string()),
         pa.field("spec", pa.string()),
         pa.field("finished_at", pa.float64()),
+        *(
+            pa.field(name, pa.float64())
+            for name in ("triggered_accuracy", "twin_triggered_accuracy", "localisation", "auroc")
+        ),
+        pa.field("unstampable_rows", pa.int64()),
     ]
 )  # fmt: skip
 

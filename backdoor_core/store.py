@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from pyarrow import fs
 from backdoor_core.errors import ConfigError, DamagedArtifactError, StorageError, SweepError
 from backdoor_core.fingerprint import file_sha256
 
+_LOG = logging.getLogger(__name__)
 MANIFEST = "artifact-manifest.json"
 """Beside an artifact's files; no file of a model is called so."""
 _ASIDE = "damaged"
@@ -306,3 +308,30 @@ class ArtifactStore:
             self.folder.path(self._place(key)), recursive=True, allow_not_found=True
         )
         return sum(info.size or 0 for info in self.folder.filesystem.get_file_info(selector))
+
+
+class Shelf:
+    """A store as one job uses it: what is missing is made, what is damaged is made again, each verified once.
+
+    `notices` collects what the user should be told (artifacts set aside and rebuilt).
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self.notices: list[str] = []
+        self._verified: dict[str, Path] = {}
+
+    def ensured(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> Path:
+        """The artifact's folder; built where it is missing, set aside and rebuilt where it is damaged."""
+        if key in self._verified:
+            return self._verified[key]
+        if self.store.has(key):
+            try:
+                self._verified[key] = self.store.open(key)
+                return self._verified[key]
+            except DamagedArtifactError as error:
+                self.notices.append(f"{error}; rebuilt")
+                _LOG.warning("%s; building it again", error)
+        self.store.put(key, write)
+        self._verified[key] = self.store.open(key)
+        return self._verified[key]

@@ -8,13 +8,14 @@ bit-identical weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backdoor_core.errors import NonFiniteLossError
+from backdoor_core.errors import ConfigError, NonFiniteLossError
 from backdoor_core.plm import seeded
 from backdoor_core.rng import generator
 from backdoor_core.spec import TrainingSettings
@@ -23,7 +24,7 @@ from backdoor_core.victim import autocast, compute_device, on_device
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Inputs = dict[str, torch.Tensor]
     Loss = Callable[[PreTrainedModel, Inputs, np.ndarray], torch.Tensor]
@@ -48,37 +49,84 @@ def cross_entropy(labels: np.ndarray) -> Loss:
 
 
 def masked_language_model(
-    *, mask_id: int, special_ids: Iterable[int], vocabulary: int, seed: int, share: float = 0.15
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    share: float = 0.15,
+    static: bool = False,
 ) -> Loss:
-    """The loss of masked-language-model training, with fresh masks at every step.
+    """The loss of masked-language-model training on `encoded`, with fresh masks at every step.
 
     Of the `share` of tokens that are chosen, 80 % become the mask token, 10 % a random one, 10 % stay. Source:
-    Devlin et al., arXiv 1810.04805. Special tokens and padding are never chosen.
+    Devlin et al., arXiv 1810.04805. Special tokens and padding are never chosen. With `static`, masks are drawn once
+    and are the same in every pass. Raises ConfigError for a tokenizer without a mask token.
     """
-    special = np.array(sorted(special_ids))
+    if tokenizer.mask_token_id is None:
+        raise ConfigError("masked-language-model training needs a tokenizer with a mask token")
+    mask_id = int(tokenizer.mask_token_id)
+    special = np.array(sorted(tokenizer.all_special_ids))
+    vocabulary = len(tokenizer)
     rng = generator(seed, "masks")
+
+    def drawn(ids: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids with masks in, and where they were chosen."""
+        chosen = real & ~np.isin(ids, special) & (rng.random(ids.shape) < share)
+        kind = rng.random(ids.shape)
+        masked = np.where(chosen & (kind < 0.8), mask_id, ids)
+        random_ids = rng.integers(vocabulary, size=ids.shape)
+        return np.where(chosen & (kind >= 0.8) & (kind < 0.9), random_ids, masked), chosen
+
+    once: tuple[Encoded, Encoded] | None = None
+    if static:
+        masked, chosen = drawn(encoded.ids, np.ones(len(encoded.ids), bool))
+        once = (
+            replace(encoded, ids=masked.astype(np.int32)),
+            replace(encoded, ids=chosen.astype(np.int32), padding_id=0),
+        )
 
     def loss(model: PreTrainedModel, inputs: Inputs, rows: np.ndarray) -> torch.Tensor:
         import torch
 
-        ids = inputs["input_ids"].cpu().numpy()
-        open_places = inputs["attention_mask"].cpu().numpy().astype(bool) & ~np.isin(ids, special)
-        chosen = open_places & (rng.random(ids.shape) < share)
-        kind = rng.random(ids.shape)
-        masked = np.where(chosen & (kind < 0.8), mask_id, ids)
-        random_ids = rng.integers(vocabulary, size=ids.shape)
-        masked = np.where(chosen & (kind >= 0.8) & (kind < 0.9), random_ids, masked)
         device = inputs["input_ids"].device
-        logits: torch.Tensor = model(
-            **{**inputs, "input_ids": torch.from_numpy(masked).to(device)}
-        ).logits
-        places = torch.from_numpy(chosen).to(device)
-        if not chosen.any():
-            return logits.float().sum() * 0.0
-        wanted = torch.from_numpy(ids).to(device)[places]
-        return torch.nn.functional.cross_entropy(logits[places].float(), wanted)
+        if once is None:
+            real = inputs["attention_mask"].cpu().numpy().astype(bool)
+            masked, chosen = drawn(inputs["input_ids"].cpu().numpy(), real)
+            masked_ids, places = torch.from_numpy(masked).to(device), torch.from_numpy(chosen)
+        else:
+            masked_ids = once[0].padded(rows, device)["input_ids"]
+            places = once[1].padded(rows, device)["input_ids"].bool()
+        return masked_loss(model, inputs, masked_ids, places.to(device), inputs["input_ids"])
 
     return loss
+
+
+def masked_loss(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    masked_ids: torch.Tensor,
+    places: torch.Tensor,
+    wanted: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of a masked language model that reads `masked_ids`, at `places` (bool), against `wanted` ids.
+
+    All of shape (rows, tokens). The output layer, as wide as the vocabulary, runs at these places alone.
+    """
+    import torch
+
+    def only_places(module: torch.nn.Module, given: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[places][None]
+        return output
+
+    base: torch.nn.Module = model.base_model
+    hook = base.register_forward_hook(only_places)
+    try:
+        logits: torch.Tensor = model(**{**inputs, "input_ids": masked_ids}).logits[0]
+    finally:
+        hook.remove()
+    if not len(logits):
+        return sum(p.sum() for p in model.parameters() if p.requires_grad) * 0.0  # type: ignore[return-value]
+    return torch.nn.functional.cross_entropy(logits.float(), wanted[places])
 
 
 def train(

@@ -10,14 +10,24 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
+from backdoor_core.corpus import Corpus, Row
 from backdoor_core.defense import Decision, Defense
 from backdoor_core.errors import SweepError, error_class
-from backdoor_core.evaluation import SplitScores, TriggeredRows, flags, same, scored
+from backdoor_core.evaluation import (
+    Share,
+    SplitScores,
+    TriggeredRows,
+    auroc,
+    fixed_target,
+    flags,
+    same,
+    scored,
+)
 from backdoor_core.fingerprint import code_fingerprint
 from backdoor_core.pipeline import SCORED_SPLITS, Observations, Pipeline, Workshop
 from backdoor_core.record import Metric, TrialRecord
@@ -38,8 +48,10 @@ class Scored:
 
 
 def prepare(workshop: Workshop, spec: TrialSpec) -> None:
-    """Brings the PLM and the token ids of the task into the store."""
-    workshop.encoder(Pipeline(spec))
+    """Brings the PLM, as the attack leaves it, and the token ids of the task into the store."""
+    pipeline = Pipeline(spec)
+    workshop.encoder(pipeline)
+    workshop.supplied_plm(pipeline)
 
 
 def attack_victim(workshop: Workshop, spec: TrialSpec) -> None:
@@ -64,53 +76,180 @@ def evaluate(
     pipeline = Pipeline(spec)
     undefended = pipeline.undefended
     observations = workshop.observations(pipeline)
-    baseline = workshop.observations(undefended)
-    twin_clean = workshop.clean_observations(pipeline.twin)
-    scores: dict[str, dict[str, SplitScores]] = {}
-    unchanged = True
-    for split in SCORED_SPLITS:
-        guard, same_answers = _split_scores(workshop, pipeline, observations, split)
-        unchanged = unchanged and same_answers
-        victim, _ = _split_scores(workshop, undefended, baseline, split)
-        scores[split] = {"guard": guard, "victim": victim}
-    test = scores["test"]
+    guard = _answers(workshop, pipeline, observations)
+    victim = _undefended_answers(workshop, undefended)
+    scores = {
+        split: _scored(workshop, pipeline, observations, guard, split) for split in SCORED_SPLITS
+    }
+    before = workshop.remembered(
+        "undefended scores",
+        f"{undefended.observed_key}/{undefended.twin.victim_key}",
+        lambda: _scored(workshop, undefended, workshop.observations(undefended), victim, "test"),
+    )
     labels = workshop.task_data(pipeline).splits["test"].labels
-    twin = scored("test", _plain(twin_clean["test"]), labels, ())
+    twin = scored("test", _plain(workshop.clean_observations(pipeline.twin)["test"]), labels, ())
     record = replace(
         started(spec, attempt=attempt, sweep=sweep, log=log),
         status="ok",
-        **_numbers(test["guard"], test["victim"], twin),
-        **_facts(workshop, pipeline, observations),
-        flags=_flags(workshop, pipeline, test, unchanged, twin),
+        **_numbers(scores["test"], before, twin),
+        **_facts(workshop, pipeline, observations, scores["test"]),
+        flags=_flags(workshop, pipeline, scores["test"], before, guard.same_as(victim), twin),
     )
-    long = [*scores["tune"]["guard"].metrics(), *test["guard"].metrics()]
-    return Scored(record=record, metrics=tuple(long))
+    long = [metric for split in SCORED_SPLITS for metric in scores[split].metrics()]
+    return Scored(record=record, metrics=(*long, *_ranks(workshop, pipeline, observations)))
 
 
-def _split_scores(
-    workshop: Workshop, pipeline: Pipeline, observations: Observations, split: str
-) -> tuple[SplitScores, bool]:
-    """The scores of one split, and whether every answer is the undefended victim's."""
-    triggers, _ = workshop.triggers(pipeline)
-    twins = workshop.triggered_observations(pipeline.twin, pipeline) if triggers else {split: ()}
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """One model's decisions by split: on clean rows, and on the rows of each trigger; and each trigger's target."""
+
+    clean: Mapping[str, Decision]
+    triggered: Mapping[str, tuple[Decision, ...]]
+    targets: tuple[int, ...]
+
+    def same_as(self, other: _Answers) -> bool:
+        """Whether every row is answered alike."""
+        pairs = [(self.clean[split], other.clean[split]) for split in self.clean]
+        for split, decisions in self.triggered.items():
+            pairs += zip(decisions, other.triggered[split], strict=True)
+        return all(same(first, second) for first, second in pairs)
+
+
+def _answers_of(
+    workshop: Workshop,
+    stamped_by: Pipeline,
+    clean: Mapping[str, pa.Table],
+    triggered: Mapping[str, tuple[pa.Table, ...]],
+    decide: Callable[[pa.Table], Decision],
+) -> _Answers:
+    """Decisions on the rows that `stamped_by` stamped; targets that it names none of are fixed on the tune split."""
+    triggers, rows = workshop.triggers(stamped_by)
+    classes = len(workshop.task_data(stamped_by).label_names)
+    decisions = {split: tuple(map(decide, tables)) for split, tables in triggered.items()}
+    targets = tuple(
+        fixed_target(decisions["tune"][i], rows["tune"][i].labels, classes)
+        if trigger.target_label is None
+        else trigger.target_label
+        for i, trigger in enumerate(triggers)
+    )
+    return _Answers(
+        clean={split: decide(table) for split, table in clean.items()},
+        triggered=decisions,
+        targets=targets,
+    )
+
+
+def _answers(workshop: Workshop, pipeline: Pipeline, observations: Observations) -> _Answers:
+    """The guard's decisions."""
     decide = decider(pipeline, observations)
-    clean = decide(observations.clean[split])
-    before = workshop.observations(pipeline.undefended)
-    unchanged = same(clean, _plain(before.clean[split]))
-    rows = []
+    return _answers_of(workshop, pipeline, observations.clean, observations.triggered, decide)
+
+
+def _undefended_answers(workshop: Workshop, undefended: Pipeline) -> _Answers:
+    key = undefended.observed_key
+    make = lambda: _answers(workshop, undefended, workshop.observations(undefended))  # noqa: E731
+    return cast(_Answers, workshop.remembered("undefended answers", key, make))
+
+
+def _twin_answers(workshop: Workshop, pipeline: Pipeline) -> _Answers:
+    """The clean twin's decisions on the rows that `pipeline` stamped."""
+    twin = pipeline.twin
+    triggered = (
+        workshop.triggered_observations(twin, pipeline) if workshop.triggers(pipeline)[0] else {}
+    )
+    return cast(
+        _Answers,
+        workshop.remembered(
+            "twin answers",
+            f"{twin.victim_key}/{pipeline.triggers_key}",
+            lambda: _answers_of(
+                workshop, pipeline, workshop.clean_observations(twin), triggered, _plain
+            ),
+        ),
+    )
+
+
+def _scored(
+    workshop: Workshop,
+    pipeline: Pipeline,
+    observations: Observations,
+    answers: _Answers,
+    split: str,
+) -> SplitScores:
+    """The scores of one split."""
+    triggers, rows = workshop.triggers(pipeline)
+    twin = _twin_answers(workshop, pipeline)
+    data = workshop.task_data(pipeline).splits[split]
+    found = []
     for i, trigger in enumerate(triggers):
-        decision = decide(observations.triggered[split][i])
-        unchanged = unchanged and same(decision, _plain(before.triggered[split][i]))
-        rows.append(
+        table = observations.triggered[split][i]
+        found.append(
             TriggeredRows(
                 name=trigger.name,
-                target=-1 if trigger.target_label is None else trigger.target_label,
-                decision=decision,
-                twin=_plain(twins[split][i]),
+                labels=rows[split][i].labels,
+                target=answers.targets[i],
+                decision=answers.triggered[split][i],
+                twin_target=twin.targets[i],
+                twin=twin.triggered[split][i],
+                located=_located(table, rows[split][i], data),
+                auroc=_auroc(observations.clean[split], table),
             )
         )
-    labels = workshop.task_data(pipeline).splits[split].labels
-    return scored(split, clean, labels, rows), unchanged
+    return scored(split, answers.clean[split], data.labels, found)
+
+
+def _located(table: pa.Table, stamped: Corpus, clean: Corpus) -> np.ndarray | None:
+    """Where the guard's `top_word` is a word that the row has and its original has not, or less often."""
+    if "top_word" not in table.column_names:
+        return None
+    marks = []
+    for row, word in zip(stamped.rows(), table["top_word"].to_pylist(), strict=True):
+        before = clean.row(row.origin)
+        marks.append(word is not None and _words(row).count(word) > _words(before).count(word))
+    return np.array(marks, bool)
+
+
+def _words(row: Row) -> list[str]:
+    return [*row.text.split(), *(row.pair or "").split()]
+
+
+def _auroc(clean: pa.Table, triggered: pa.Table) -> float | None:
+    """How well the guard's `score` tells triggered from clean rows; higher is more suspect."""
+    if "score" not in clean.column_names:
+        return None
+    return auroc(clean["score"].to_numpy(), triggered["score"].to_numpy())
+
+
+def _ranks(workshop: Workshop, pipeline: Pipeline, observations: Observations) -> list[Metric]:
+    """Where defenses rank the true trigger's tokens among all suspects, and whether they took them.
+
+    For each ranking and trigger: `rank:<ranking>`, the median over triggered test rows of the best rank (from 1) of
+    the tokens that the trigger brought; `chosen:<ranking>`, the share of rows with at least one that was taken.
+    """
+    metrics: list[Metric] = []
+    if not observations.rankings:
+        return metrics
+    triggers, _ = workshop.triggers(pipeline)
+    tokens = workshop.trigger_tokens(pipeline)
+    for name, table in observations.rankings.items():
+        ids = table["token_id"].to_numpy()
+        place = {int(token): i for i, token in enumerate(ids)}
+        taken = set(ids[table["chosen"].to_numpy(zero_copy_only=False)].tolist())
+        for trigger, rows in zip(triggers, tokens, strict=True):
+            best = [min((place.get(i, len(ids)) for i in row.tolist()), default=len(ids)) + 1
+                    for row in rows]  # fmt: skip
+            chosen = [bool(taken & set(row.tolist())) for row in rows]
+            metrics.append(
+                Metric(split="test", metric=f"rank:{name}", value=float(np.median(best)),
+                       n=len(best), trigger=trigger.name, target=trigger.target_label)
+            )  # fmt: skip
+            share = Share(count=sum(chosen), n=len(chosen))
+            low, high = share.interval
+            metrics.append(
+                Metric(split="test", metric=f"chosen:{name}", value=share.value, low=low, high=high,
+                       n=share.n, trigger=trigger.name, target=trigger.target_label)
+            )  # fmt: skip
+    return metrics
 
 
 def decider(pipeline: Pipeline, observations: Observations) -> Callable[[pa.Table], Decision]:
@@ -146,19 +285,25 @@ def _numbers(guard: SplitScores, victim: SplitScores, twin: SplitScores) -> dict
         "asr_high": asr.interval[1],
         "n_clean": guard.cacc.n,
         "n_triggered": asr.n,
+        "triggered_accuracy": guard.mean("triggered_accuracy"),
+        "twin_triggered_accuracy": guard.mean("twin_triggered_accuracy"),
+        "localisation": guard.mean("localisation"),
+        "auroc": guard.mean("auroc"),
     }
 
 
-def _facts(workshop: Workshop, pipeline: Pipeline, observations: Observations) -> dict[str, Any]:
+def _facts(
+    workshop: Workshop, pipeline: Pipeline, observations: Observations, test: SplitScores
+) -> dict[str, Any]:
     """Counts, cost and the machine."""
     poisoned = workshop.poisoned(pipeline)
     training = workshop.store.facts(pipeline.victim_key)
     facts = observations.facts
-    targets = {trigger.target_label for trigger in workshop.triggers(pipeline)[0]}
-    observed = pipeline.observed_key if pipeline.is_guarded else pipeline.clean_observed_key
+    targets = {target for _, target in test.triggers}
     return {
         "poisoned_rows": poisoned.reached_rows,
         "asked_rows": poisoned.asked_rows,
+        "unstampable_rows": poisoned.unstampable_rows,
         "target_label": targets.pop() if len(targets) == 1 else None,
         "clean_rows": workshop.clean_rows_used(pipeline),
         "train_s": training["seconds"],
@@ -169,7 +314,7 @@ def _facts(workshop: Workshop, pipeline: Pipeline, observations: Observations) -
         "threads": facts["threads"],
         "versions": facts["versions"],
         "synthetic": workshop.task_data(pipeline).synthetic,
-        "observations": observed,
+        "observations": observations.key,
         "finished_at": time.time(),
     }
 
@@ -177,7 +322,8 @@ def _facts(workshop: Workshop, pipeline: Pipeline, observations: Observations) -
 def _flags(
     workshop: Workshop,
     pipeline: Pipeline,
-    test: Mapping[str, SplitScores],
+    guard: SplitScores,
+    victim: SplitScores,
     unchanged: bool,
     twin: SplitScores,
 ) -> tuple[str, ...]:
@@ -191,8 +337,8 @@ def _flags(
         implants=pipeline.attack.implants(),
         defended=any(d.catalog_name() != "none" for d in pipeline.defenses),
         unchanged=unchanged,
-        victim=test["victim"],
-        guard=test["guard"],
+        victim=victim,
+        guard=guard,
         marks={
             "trigger_truncated": workshop.truncated_share(pipeline) > 0,
             "rate_not_reached": poisoned.reached_rows < poisoned.asked_rows,

@@ -16,7 +16,7 @@ import numpy as np
 from backdoor_core.corpus import Corpus
 from backdoor_core.plm import load_tokenizer, opened
 from backdoor_core.spec import Precision
-from backdoor_core.text import Encoder, batches
+from backdoor_core.text import Encoded, Encoder, batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,15 +73,18 @@ class Victim:
 
     def logits(self, corpus: Corpus, split: str | None = None) -> np.ndarray:
         """Logits of each row, float32, shape (rows, labels). A row's answer does not depend on the others'."""
+        return self.logits_of(self.encoder(corpus, split))
+
+    def logits_of(self, encoded: Encoded) -> np.ndarray:
+        """Logits of rows that are token ids already, float32, shape (rows, labels)."""
         import torch
 
         device = compute_device()
         model = on_device(self.model, device)
         model.train(False)
-        encoded = self.encoder(corpus, split)
         result = np.zeros((len(encoded), int(model.config.num_labels or 0)), np.float32)
         with torch.inference_mode(), autocast(device, self.precision):
-            for rows in _inference_batches(encoded.lengths):
+            for rows in inference_batches(encoded.lengths):
                 output = model(**encoded.padded(rows, device))
                 result[rows] = output.logits.float().cpu().numpy()
         return result
@@ -101,7 +104,7 @@ def load_victim(folder: Path, max_tokens: int, precision: Precision) -> Victim:
     return Victim(model=model, encoder=encoder, precision=precision)
 
 
-def _inference_batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+def inference_batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
     """Batches of at most `INFERENCE_TOKENS` tokens, rows of similar length together."""
     pending: list[int] = []
     width = 0

@@ -180,28 +180,35 @@ def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
     prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
                     spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
     needs = {prepared}
-    for victim in {
-        p.victim_key: p for p in (pipeline.twin, pipeline.undefended, pipeline)
-    }.values():
-        needs.add(_victim_job(plan, store, victim, prepared))
+    if pipeline.supplied_key != pipeline.plm_key:
+        needs.add(_job(plan, "prepare", pipeline.supplied_key,
+                       f"{spec.plm.name} altered by {_attack_label(spec)}", pipeline.undefended.spec,
+                       frozenset({prepared}), _held(store, pipeline.supplied_key)))  # fmt: skip
+    supplied = frozenset(needs)
+    twin = _victim_job(plan, store, pipeline.twin, frozenset({prepared}))
+    # An attacker who trains may start from the clean model.
+    before = supplied | {twin} if pipeline.attacker_trains else supplied
+    undefended = _victim_job(plan, store, pipeline.undefended, before)
+    needs |= {twin, undefended, _victim_job(plan, store, pipeline, before)}
     if type(pipeline.attack).prepare is not Attack.prepare:
         key = pipeline.twin.triggered_observed_key(pipeline.triggers_key)
-        twin = digest("job", "victim", pipeline.twin.victim_key)
         needs.add(_job(plan, "reference", key, f"clean twin on the triggers of {spec.attack.name}",
                        pipeline.undefended.spec, frozenset({prepared, twin}), _held(store, key)))  # fmt: skip
     key = digest("job", "trial", pipeline.observed_key)
-    before = plan.jobs.get(key)
+    there = plan.jobs.get(key)
     plan.jobs[key] = Job(
         key=key,
         kind="trial",
         label=f"{'+'.join(d.name for d in spec.defenses) or 'none'} against {_attack_label(spec)}",
-        specs=(*(before.specs if before else ()), spec),
-        attempts=(*(before.attempts if before else ()), plan.attempts.get(spec.key, 1)),
-        needs=frozenset(needs) | (before.needs if before else frozenset()),
+        specs=(*(there.specs if there else ()), spec),
+        attempts=(*(there.attempts if there else ()), plan.attempts.get(spec.key, 1)),
+        needs=frozenset(needs) | (there.needs if there else frozenset()),
     )
 
 
-def _victim_job(plan: Plan, store: ArtifactStore, pipeline: Pipeline, prepared: str) -> str:
+def _victim_job(
+    plan: Plan, store: ArtifactStore, pipeline: Pipeline, before: frozenset[str]
+) -> str:
     """The job that leaves one victim and its own observations."""
     plan.victims.add(pipeline.victim_key)
     artifacts = [pipeline.victim_key, pipeline.clean_observed_key]
@@ -210,7 +217,7 @@ def _victim_job(plan: Plan, store: ArtifactStore, pipeline: Pipeline, prepared: 
     if store.has(pipeline.victim_key):
         plan.cached_victims.add(pipeline.victim_key)
     return _job(plan, "victim", pipeline.victim_key, f"victim of {_attack_label(pipeline.spec)}",
-                pipeline.spec, frozenset({prepared}), _held(store, *artifacts))  # fmt: skip
+                pipeline.spec, before, _held(store, *artifacts))  # fmt: skip
 
 
 def _job(

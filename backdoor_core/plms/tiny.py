@@ -59,13 +59,8 @@ class Tiny(PLMSource):
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        loss = masked_language_model(
-            mask_id=int(tokenizer.mask_token_id or 0),
-            special_ids=tokenizer.all_special_ids,
-            vocabulary=len(tokenizer),
-            seed=self.seed,
-        )
         encoded = encode(tokenizer, Corpus.of(Row(text=text) for text in texts), MAX_TOKENS)
+        loss = masked_language_model(encoded, tokenizer, seed=self.seed)
         settings = TrainingSettings(
             epochs=self.epochs, batch_rows=64, learning_rate=self.learning_rate
         )
