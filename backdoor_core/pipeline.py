@@ -46,7 +46,7 @@ TRUNCATED_SHARE = 0.5
 """Where the trigger is cut off in more of the triggered rows than this, nothing is measured."""
 REMEMBERED = 3
 """Victims, tables and so on of each kind that a workshop keeps in memory: a job works on few."""
-_CODE_MODULES = ("backdoor_core.pipeline", "backdoor_core.training", "backdoor_core.repair")
+_CODE_MODULES = ("backdoor_core.pipeline",)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,7 +29,7 @@ from sweeps.source import Keys, Source, read_source
 
 M = TypeVar("M", bound=Method)
 V = TypeVar("V", bound=BaseModel)
-T = TypeVar("T", bound="Method | tuple[Method, ...]")
+T = TypeVar("T")
 
 DEFAULT_SEEDS = 3
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -39,6 +39,9 @@ SECTIONS: dict[str, Family] = {
     "attacks": "attack",
     "defenses": "defense",
 }
+ATTACK_SEEDS = "seeds"
+AGAINST = "against"
+"""Keys that an entry of `attacks`, of `defenses`, has beside the settings of its method."""
 KNOWN = ("name", *SECTIONS, "seeds", "training", "resources", "slots")
 
 SMOKE_ROWS = {"train_rows": 200, "clean_split_rows": 60, "tune_rows": 60, "test_rows": 120}
@@ -89,7 +92,9 @@ class Resources(BaseModel):
 class Sweep:
     """What a sweep file asks for. Each method is made and checked; equal ones stand once.
 
-    A defense is a tuple: the steps of a chain, or one method. With `smoke` the name ends in `-smoke`.
+    A defense is a tuple: the steps of a chain, or one method. With `smoke` the name ends in `-smoke`. `attack_seeds`
+    and `against` stand beside `attacks` and `defenses`: the seeds that an attack is limited to, and the names of the
+    attacks that a defense is tried against (None: all).
     """
 
     name: str
@@ -102,6 +107,18 @@ class Sweep:
     training: SweepTraining
     resources: Resources
     slots: int | None = None
+    attack_seeds: tuple[tuple[int, ...] | None, ...] = ()
+    against: tuple[frozenset[str] | None, ...] = ()
+
+    def seeds_of(self, attack: int) -> tuple[int, ...]:
+        """The seeds of the attack at this place."""
+        limited = self.attack_seeds[attack] if self.attack_seeds else None
+        return self.seeds if limited is None else limited
+
+    def is_tried(self, defense: int, attack: str) -> bool:
+        """Whether the defense at this place is tried against the attack of this name."""
+        named = self.against[defense] if self.against else None
+        return named is None or attack in named
 
 
 def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
@@ -147,9 +164,10 @@ class _Reader:
         name = self._name(values.get("name"))
         tasks = self._methods("tasks", Task)
         plms = self._methods("plms", PLMSource)
-        attacks = self._methods("attacks", Attack)
-        defenses = self._defenses()
-        seeds = self._seeds(values.get("seeds", DEFAULT_SEEDS))
+        found = self._attacks()
+        defenses = self._defenses(frozenset(one.catalog_name() for one, _ in found))
+        seeds = self._seeds(values.get("seeds", DEFAULT_SEEDS), ("seeds",))
+        attacks = [(attack, self._limited(limit, seeds)) for attack, limit in found]
         training = self._section("training", SweepTraining)
         resources = self._section("resources", Resources)
         slots = self._slots(values.get("slots"))
@@ -157,6 +175,7 @@ class _Reader:
             raise ConfigError("\n".join(dict.fromkeys(self.problems)))
         if self.smoke:
             name, seeds = f"{name}-smoke", seeds[:1]
+            attacks = [(attack, None) for attack, _ in attacks]
             training = training.model_copy(update={"epochs": 1})
             plms = [_of_kind(catalog.make("plm", "tiny", SMOKE_PLM), PLMSource)]
         return Sweep(
@@ -164,8 +183,10 @@ class _Reader:
             path=file,
             tasks=tuple(tasks),
             plms=tuple(plms),
-            attacks=tuple(attacks),
-            defenses=tuple(defenses),
+            attacks=tuple(attack for attack, _ in attacks),
+            attack_seeds=tuple(limited for _, limited in attacks),
+            defenses=tuple(defense for defense, _ in defenses),
+            against=tuple(named for _, named in defenses),
             seeds=tuple(seeds),
             training=training,
             resources=resources,
@@ -195,7 +216,7 @@ class _Reader:
             )
         return str(value)
 
-    def _seeds(self, value: Any) -> list[int]:
+    def _seeds(self, value: Any, keys: Keys) -> list[int]:
         """`3` means 0, 1, 2; a list is itself."""
         if _is_whole(value) and value >= 1:
             return list(range(value))
@@ -206,7 +227,7 @@ class _Reader:
         ):
             return list(dict.fromkeys(value))
         self._problem(
-            ("seeds",), f"expected how many (1 or more) or a list of seeds (from 0), got {value!r}"
+            keys, f"expected how many (1 or more) or a list of seeds (from 0), got {value!r}"
         )
         return [0]
 
@@ -258,15 +279,52 @@ class _Reader:
             found.extend(self._entry(SECTIONS[section], kind, entry, (section, number)))
         return _once(found)
 
-    def _defenses(self) -> list[tuple[Defense, ...]]:
-        found: list[tuple[Defense, ...]] = []
+    def _attacks(self) -> list[tuple[Attack, tuple[Any, Keys] | None]]:
+        """Every attack, with what its entry says of seeds, and where."""
+        found: list[tuple[Attack, tuple[Any, Keys] | None]] = []
+        for number, entry in enumerate(self._entries("attacks")):
+            keys: Keys = ("attacks", number)
+            entry, value = _without(entry, ATTACK_SEEDS)
+            limit = None if value is None else (value, (*keys, ATTACK_SEEDS))
+            found += [(one, limit) for one in self._entry("attack", Attack, entry, keys)]
+        return _once(found, lambda one: one[0])
+
+    def _limited(self, limit: tuple[Any, Keys] | None, seeds: list[int]) -> tuple[int, ...] | None:
+        """The seeds that an attack is limited to. A count means the sweep's first ones; None: all."""
+        if limit is None:
+            return None
+        value, keys = limit
+        named = self._seeds(value, keys)
+        chosen = seeds[: len(named)] if _is_whole(value) else named
+        if extra := [seed for seed in chosen if seed not in seeds]:
+            self._problem(keys, f"{extra} are no seeds of the sweep: {seeds}")
+        return tuple(chosen)
+
+    def _defenses(
+        self, attacks: frozenset[str]
+    ) -> list[tuple[tuple[Defense, ...], frozenset[str] | None]]:
+        """Every defense, with the names of the attacks that its entry limits it to."""
+        found: list[tuple[tuple[Defense, ...], frozenset[str] | None]] = []
         for number, entry in enumerate(self._entries("defenses")):
             keys: Keys = ("defenses", number)
+            entry, value = _without(entry, AGAINST)
+            named = None if value is None else self._against(value, attacks, (*keys, AGAINST))
             if isinstance(entry, dict) and "chain" in entry:
-                found.extend(self._chain(entry, keys))
+                found += [(chain, named) for chain in self._chain(entry, keys)]
             else:
-                found.extend((one,) for one in self._entry("defense", Defense, entry, keys))
-        return _once(found)
+                made = self._entry("defense", Defense, entry, keys)
+                found += [((one,), named) for one in made]
+        return _once(found, lambda one: one[0])
+
+    def _against(self, value: Any, attacks: frozenset[str], keys: Keys) -> frozenset[str]:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            self._problem(keys, f"expected names of attacks of this sweep, got {value!r}")
+            return frozenset()
+        for name in names:
+            if name not in attacks:
+                self._problem(keys, unknown_name("attack of this sweep:", str(name), attacks))
+        return frozenset(map(str, names))
 
     def _chain(self, entry: dict[str, Any], keys: Keys) -> Iterator[tuple[Defense, ...]]:
         """Every combination of the settings of a chain's steps."""
@@ -381,6 +439,13 @@ def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
     return few
 
 
+def _without(entry: Any, key: str) -> tuple[Any, Any]:
+    """An entry without one key of the sweep's own, and that key's value (None where it has none)."""
+    if not isinstance(entry, dict) or key not in entry:
+        return entry, None
+    return {name: value for name, value in entry.items() if name != key}, entry[key]
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -402,9 +467,9 @@ def _identity(one: Method | tuple[Method, ...]) -> str:
     )
 
 
-def _once(found: Iterable[T]) -> list[T]:
+def _once(found: Iterable[T], method: Callable[[T], Any] = lambda one: one) -> list[T]:
     """Each method (or chain) with the same settings once; the first stays."""
     first: dict[str, T] = {}
     for one in found:
-        first.setdefault(_identity(one), one)
+        first.setdefault(_identity(method(one)), one)
     return list(first.values())

@@ -89,25 +89,30 @@ def _trials(sweep: Sweep) -> Iterator[tuple[TrialSpec, tuple[Defense, ...]]]:
     """Every trial of the sweep; the clean twin and the undefended victim of every cell always."""
     twin = catalog.make("attack", "none", {}).spec()
     listed = [attack.resolved().spec() for attack in sweep.attacks]
-    attacks = [twin, *(spec for spec in listed if spec != twin)]
     none = cast(Defense, catalog.make("defense", "none", {}))
-    listed_chains = [(none,), *(chain for chain in sweep.defenses if chain != (none,))]
-    chains = [(tuple(defense.spec() for defense in chain), chain) for chain in listed_chains]
     tasks = [task.resolved().spec() for task in sweep.tasks]
     code = trial_code()
     for plm in sweep.plms:
         plm.check()
         plm_spec = plm.resolved().spec()
         training = sweep.training.resolved(automatic_precision(sweep.resources.gpu, plm))
-        for task, seed, attack in itertools.product(tasks, sweep.seeds, attacks):
-            for specs, chain in chains:
-                if attack == twin and twin not in listed and chain != (none,):
-                    continue
-                yield (
-                    TrialSpec(task=task, plm=plm_spec, attack=attack, defenses=specs,
-                              training=training, seed=seed, code=code),
-                    chain,
-                )  # fmt: skip
+        for task, seed in itertools.product(tasks, sweep.seeds):
+            asked = [attack for i, attack in enumerate(listed) if seed in sweep.seeds_of(i)]
+            for attack in (twin, *(attack for attack in asked if attack != twin)):
+                is_listed = attack in asked
+                for chain in _chains(sweep, attack.name, none) if is_listed else [(none,)]:
+                    yield (
+                        TrialSpec(task=task, plm=plm_spec, attack=attack,
+                                  defenses=tuple(defense.spec() for defense in chain),
+                                  training=training, seed=seed, code=code),
+                        chain,
+                    )  # fmt: skip
+
+
+def _chains(sweep: Sweep, attack: str, none: Defense) -> list[tuple[Defense, ...]]:
+    """The chains that are tried against an attack; the undefended victim always, and first."""
+    tried = [c for i, c in enumerate(sweep.defenses) if sweep.is_tried(i, attack)]
+    return [(none,), *(chain for chain in tried if chain != (none,))]
 
 
 def automatic_precision(gpu: float, plm: PLMSource) -> Precision:

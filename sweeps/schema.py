@@ -8,9 +8,29 @@ from typing import Any
 from backdoor_core import catalog
 from backdoor_core.method import Family, Method
 from backdoor_core.space import Range
-from sweeps.config import DEFAULT_SEEDS, NAME_PATTERN, SECTIONS, Resources, SweepTraining
+from sweeps.config import (
+    AGAINST,
+    ATTACK_SEEDS,
+    DEFAULT_SEEDS,
+    NAME_PATTERN,
+    SECTIONS,
+    Resources,
+    SweepTraining,
+)
 
 _OWN_KEYWORDS = ("title", "hooks", "space")
+_SEEDS = [
+    {"type": "integer", "minimum": 1},
+    {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+]
+_NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+OWN_KEYS: Mapping[str, dict[str, Any]] = {
+    "attack": {ATTACK_SEEDS: {"description": "the sweep's first so many seeds, or which",
+                              "oneOf": _SEEDS}},
+    "defense": {AGAINST: {"description": "the attacks that it is tried against (default: all)",
+                          "anyOf": [{"type": "string"}, _NAMES]}},
+}  # fmt: skip
+"""What an entry has beside the settings of its method."""
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -26,13 +46,12 @@ def sweep_schema() -> dict[str, Any]:
     chain = {
         "type": "object",
         "description": "defenses one after the other",
-        "properties": {"chain": _list_of("defense")},
+        "properties": {"chain": _list_of("defense"), **OWN_KEYS["defense"]},
         "required": ["chain"],
         "additionalProperties": False,
     }
     sections = {section: _list_of(family) for section, family in SECTIONS.items()}
     sections["defenses"]["items"] = {"anyOf": [{"$ref": "#/$defs/defense"}, chain]}
-    seed = {"type": "integer", "minimum": 0}
     return {
         "$schema": _DRAFT,
         "title": "Sweep file",
@@ -47,10 +66,7 @@ def sweep_schema() -> dict[str, Any]:
             "seeds": {
                 "description": "how many (3 means 0, 1, 2), or which",
                 "default": DEFAULT_SEEDS,
-                "oneOf": [
-                    {"type": "integer", "minimum": 1},
-                    {"type": "array", "items": seed, "minItems": 1},
-                ],
+                "oneOf": _SEEDS,
             },
             "training": {"$ref": "#/$defs/training"},
             "resources": {"$ref": "#/$defs/resources"},
@@ -79,11 +95,12 @@ def _choices(family: Family, definitions: dict[str, Any]) -> list[dict[str, Any]
         summary = method.summary()
         if not required:
             bare.append({"const": name, "description": summary})
+        own_keys = OWN_KEYS.get(family, {})
         mappings.append(
             {
                 "type": "object",
                 "description": summary,
-                "properties": {"name": {"const": name}, **_properties(method, found)},
+                "properties": {"name": {"const": name}, **own_keys, **_properties(method, found)},
                 "required": ["name", *required],
                 "additionalProperties": False,
             }
