@@ -28,11 +28,11 @@ from analysis.columns import (
     swept,
 )
 from analysis.table import ResultTable
+from backdoor_core.record import wilson
 
 METRICS = ("cacc", "asr", "asr_max", "asrd", "cacc_drop", "frr", "far")
 REFERENCES = ("victim_cacc", "victim_asr", "twin_cacc", "twin_asr")
 _SIGNED = frozenset({"asrd", "cacc_drop"})
-_NORMAL_QUANTILE = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +96,6 @@ class Summary:
     def of(self, metric: str) -> Estimate:
         """The estimate of a metric; an empty one where no seed has it."""
         return self.estimates.get(metric, NOTHING)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `n` rows."""
-    z2 = _NORMAL_QUANTILE**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def estimate(metric: str, rows: Sequence[Mapping[str, Any]]) -> Estimate:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from backdoor_core.defense import Decision
-from backdoor_core.record import Metric
+from backdoor_core.record import Metric, wilson
 
-CONFIDENCE = 0.95
 TOOK_ASRD = 0.5
 TWIN_ASR = 0.5
 REFUSED_SHARE = 0.5
@@ -39,15 +38,7 @@ class Share:
     @property
     def interval(self) -> tuple[float | None, float | None]:
         """Wilson's score interval at 95 %."""
-        return wilson(self.count, self.n) if self.n else (None, None)
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval at 95 % for `count` of `n` (n > 0). Source: doi 10.1080/01621459.1927.10502953."""
-    from scipy.stats import binomtest
-
-    result = binomtest(count, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return float(result.low), float(result.high)
+        return wilson(self.count / self.n, self.n) if self.n else (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ changes its meaning; new columns are added at the end and read as null from olde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,6 +27,18 @@ FLAGS = {
     "fewer_clean_rows": "the clean split holds fewer rows than the defense asked for",
 }
 """What each flag in a row's `flags` column means."""
+
+
+NORMAL_QUANTILE = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution: intervals are at 95 %."""
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 % of a share of `n` rows (n > 0). Source: doi 10.1080/01621459.1927.10502953."""
+    z2 = NORMAL_QUANTILE**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 @dataclass(frozen=True, kw_only=True)

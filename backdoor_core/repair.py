@@ -76,7 +76,8 @@ def purify_embeddings(
 ) -> list[int]:
     """E-PUR in place: resets the `words` rows with the highest score; returns their ids, highest first.
 
-    Frequencies are counted in `texts`. Special tokens are never reset. Ties go to the lower id.
+    Frequencies are counted in `texts`. Special tokens are never reset. Ties go to the lower id. Publishes the order
+    of all other rows as `rows`, for their ranks.
     """
     import torch
 
@@ -85,7 +86,10 @@ def purify_embeddings(
     counts = token_counts(tokenizer, texts, len(tuned))
     scores = embedding_scores(tuned, original, counts, frequency_floor)
     scores[[i for i in tokenizer.all_special_ids if 0 <= i < len(scores)]] = -np.inf
-    chosen = [int(i) for i in np.argsort(-scores, kind="stable")[:words] if np.isfinite(scores[i])]
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
+    view.ranked("rows", order, np.arange(len(order)) < words)
+    chosen = [int(row) for row in order[:words]]
     with torch.no_grad():
         tuned[chosen] = original[chosen].to(tuned.device)
     return chosen

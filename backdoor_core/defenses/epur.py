@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from backdoor_core.defense import CleanDataDefense, View
-from backdoor_core.errors import DataError
+from backdoor_core.records import plain_lines
 from backdoor_core.space import DataPath, setting
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class Epur(CleanDataDefense):
     Source: Zhang et al., Fine-mixing, arXiv 2210.09545. score_i = ||E_i - E_i^pre||_2 / log(max(f_i, floor)); the top
     `words` rows go back to the pre-trained embedding. The formula, 200 words and the floor of 20 are an
     interpretation: they were not confirmed against the paper's text. The paper counts words in a large
-    general corpus; here the source of frequencies is a setting. Special tokens are never reset.
+    general corpus, which `frequency_source: file` stands for; the default counts in the clean rows, the poisoned
+    corpus is the third source. Special tokens are never reset. Publishes the order of all other rows (`rows`).
     """
 
     words: int = setting(200, ge=0, low=50, high=800, log=True, description="words reset")
@@ -63,10 +64,6 @@ class Epur(CleanDataDefense):
     def _texts(self, view: View) -> list[str]:
         from backdoor_core.repair import corpus_texts
 
-        if self.frequency_file is None:
-            return corpus_texts(view.clean if self.frequency_source == "clean" else view.corpus)
-        try:
-            with self.frequency_file.open(encoding="utf-8", newline="\n") as stream:
-                return [line.rstrip("\r\n") for line in stream]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"frequency_file {self.frequency_file}: {error}") from error
+        if self.frequency_file is not None:
+            return plain_lines(self.frequency_file)
+        return corpus_texts(view.clean if self.frequency_source == "clean" else view.corpus)

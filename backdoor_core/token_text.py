@@ -1,0 +1,59 @@
+"""The text that tokens stand for: of each token of a vocabulary, and of one token in its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backdoor_core.corpus import Corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from backdoor_core.text import Encoder
+
+MARKERS = ("##", "Ġ", "▁")
+"""How tokenizers mark a piece that continues a word, or one that begins it."""
+
+
+def bare_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The text of each token of the vocabulary, by id, without the tokenizer's markers."""
+    words = []
+    for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+        text = str(tokenizer.convert_tokens_to_string([token or ""])).strip()
+        for marker in MARKERS:
+            text = text.removeprefix(marker)
+        words.append(text)
+    return tuple(words)
+
+
+def words_at(encoder: Encoder, corpus: Corpus, places: np.ndarray) -> list[str | None]:
+    """The word, between whitespace, of which the token at each row's place is a part (place -1: None).
+
+    The rows are tokenised as `encoder` does. None for all where the tokenizer cannot tell where a token stands.
+    """
+    tokenizer = encoder.tokenizer
+    if not tokenizer.is_fast or not len(corpus):
+        return [None] * len(corpus)
+    limit = min(encoder.max_tokens, int(tokenizer.model_max_length))
+    seconds = [pair or "" for pair in corpus.pairs] if corpus.has_pairs else None
+    tokens = tokenizer(corpus.texts, seconds, truncation=True, max_length=limit)
+    words: list[str | None] = []
+    for row, place in enumerate(places.tolist()):
+        span = tokens.token_to_chars(row, place) if place >= 0 else None
+        in_pair = span is not None and tokens.token_to_sequence(row, place) == 1
+        text = (corpus.pairs[row] or "") if in_pair else corpus.texts[row]
+        words.append(None if span is None else _word_around(text, span.start, span.end))
+    return words
+
+
+def _word_around(text: str, start: int, end: int) -> str | None:
+    """The word of `text` in which the first character of `text[start:end]` that is no whitespace stands."""
+    while start < end and text[start].isspace():
+        start += 1
+    if start == end:
+        return None
+    while start > 0 and not text[start - 1].isspace():
+        start -= 1
+    return text[start:].split(maxsplit=1)[0]
