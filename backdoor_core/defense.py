@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
@@ -45,8 +45,10 @@ SINGLE_HOOKS = ("train", "screen")
 class Steps(Protocol):
     """Where the named steps of a defense are kept: see `View.step`."""
 
-    def folder(self, name: str, write: Callable[[Path], None]) -> Path:
-        """The folder of the step `name`, written where it is not there yet."""
+    def folder(
+        self, name: str, write: Callable[[Path], None], reads: frozenset[str] | None
+    ) -> Path:
+        """The folder of the step `name`, written where it is not there yet; `reads`: what it sees (None: all)."""
 
 
 class View:
@@ -72,6 +74,7 @@ class View:
         self._granted = dict(granted)
         self._trained = trained
         self._steps = steps
+        self._reads: frozenset[str] | None = None
         self.labels = labels
         self.training = training
         self.seed = seed
@@ -84,6 +87,7 @@ class View:
 
         Only for a defender who trains (overrides `train`) and so could make it alone; it comes from the store.
         """
+        self._check_read("trained")
         if self._trained is None:
             raise AccessError(
                 "only a defense that overrides `train` and may see 'corpus' can have the victim "
@@ -91,19 +95,32 @@ class View:
             )
         return self._trained
 
-    def step(self, name: str, write: Callable[[Path], None]) -> Path:
+    def step(
+        self, name: str, write: Callable[[Path], None], *, reads: Iterable[str] | None = None
+    ) -> Path:
         """The folder of a named, costly step, which `write(folder)` fills once for all that share it.
 
-        Trials share a step when they agree in everything that the view grants, in the seed, the training settings,
-        the code, and in the settings that name the step among their `hooks` or name no hook at all. `write` must
-        read no other setting. Read-only; tensors as safetensors, tables as Parquet, the rest as JSON.
+        Trials share a step when they agree in the things that it `reads` (names of `ACCESS`, and `trained`; by
+        default all that the view grants), in the seed, the training settings, the code, and in the settings that
+        name the step among their `hooks` or name no hook at all. `write` must read no other setting; asking the view
+        for another thing while it runs raises AccessError. Tensors as safetensors, tables as Parquet, the rest as
+        JSON. Read-only; without a store the folder lives as long as the view.
         """
+        limited = None if reads is None else frozenset(reads)
+
+        def written(folder: Path) -> None:
+            before, self._reads = self._reads, limited
+            try:
+                write(folder)
+            finally:
+                self._reads = before
+
         if self._steps is None:
             folder = Path(tempfile.mkdtemp(prefix=f"step-{name}-"))
             weakref.finalize(self, shutil.rmtree, str(folder), True)
-            write(folder)
+            written(folder)
             return folder
-        return self._steps.folder(name, write)
+        return self._steps.folder(name, written, limited)
 
     def ranked(self, name: str, ids: np.ndarray, chosen: np.ndarray) -> None:
         """Publishes an order of suspicion over token ids, most suspect first, and how many of them were taken.
@@ -121,7 +138,12 @@ class View:
                 f"this defense may not see {name!r}: its declared access is "
                 f"{sorted(self._granted)}; name it in `access` if its threat model grants it"
             )
+        self._check_read(name)
         return self._granted[name]
+
+    def _check_read(self, name: str) -> None:
+        if self._reads is not None and name not in self._reads:
+            raise AccessError(f"this step says that it reads {sorted(self._reads)}, not {name!r}")
 
     @property
     def corpus(self) -> Corpus:

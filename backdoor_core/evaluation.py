@@ -124,7 +124,7 @@ class SplitScores:
             if self.auroc[i] is not None:
                 rows.append(
                     Metric(split=self.split, metric="auroc", value=self.auroc[i],
-                           n=self.asr[i].n, trigger=trigger, target=target)
+                           n=self.triggered_accuracy[i].n, trigger=trigger, target=target)
                 )  # fmt: skip
             asr, twin = self.asr[i].value, self.twin_asr[i].value
             if asr is not None and twin is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -95,16 +95,17 @@ class Pipeline:
             if any(type(defense).overrides(hook) for hook in hooks)
         ]
 
-    def _defense_identities(self, *hooks: str) -> list[dict[str, Any]]:
-        """Identities of the defenses that override `hooks`, without settings that only `decide` or `effect` reads."""
-        return [
-            self.spec.defenses[index].identity(
-                frozenset(self.spec.defenses[index].settings)
-                - self.defenses[index].post_hoc_settings()
-                - self.defenses[index].effect_settings()
-            )
-            for index in self.overriding(*hooks)
-        ]
+    def _defense_identities(self, *hooks: str, effects: bool = False) -> list[dict[str, Any]]:
+        """Identities of the defenses that override `hooks`, without settings that only `decide` reads.
+
+        Those that only `effect` reads enter with `effects` alone: observations have them by what they come to.
+        """
+        identities = []
+        for index in self.overriding(*hooks):
+            spec, kind = self.spec.defenses[index], type(self.defenses[index])
+            left_out = kind.post_hoc_settings() | (set() if effects else kind.effect_settings())
+            identities.append(spec.identity(frozenset(spec.settings) - left_out))
+        return identities
 
     @property
     def attacker_trains(self) -> bool:
@@ -150,8 +151,9 @@ class Pipeline:
         """The PLM as the user receives it."""
         if not (self.attacker_corrupts and self.attack.implants()):
             return self.plm_key
-        return digest("corrupt", self._attack_identity("prepare", "stamp", "corrupt"), self.plm_key,
-                      self.spec.seed, self._code())  # fmt: skip
+        gathered = [self.gathered_key] if self.attack.gathers else []
+        return digest("corrupt", self._attack_identity("prepare", "stamp", "corrupt"), gathered,
+                      self.plm_key, self.spec.seed, self._code())  # fmt: skip
 
     @cached_property
     def poison_key(self) -> str:
@@ -167,26 +169,46 @@ class Pipeline:
         training = self.spec.training.model_dump(mode="json")
         attack = self.spec.attack.identity() if self.attacker_trains else None
         inputs = [self.task_key, self.poison_key, self.supplied_key]
-        upstream = self._defense_identities(*UPSTREAM_HOOKS)
+        upstream = self._defense_identities(*UPSTREAM_HOOKS, effects=True)
         trusted = [self.plm_key] if upstream else []
         return digest(
             "victim", attack, upstream, inputs, trusted, training, self.spec.seed, self._code()
         )
 
-    def step_inputs(self, index: int) -> list[Any]:
-        """What decides the named steps of the defense at `index`, beside itself: all that its view grants."""
-        before = [
-            spec.identity(frozenset(spec.settings) - type(defense).post_hoc_settings())
-            for spec, defense in zip(self.spec.defenses[:index], self.defenses, strict=False)
-        ]
-        keys = {
-            "corpus": self.poison_key, "victim": self.undefended.victim_key,
-            "supplied_plm": self.supplied_key, "trusted_plm": self.plm_key,
-            "clean": self.task_key, "unlabelled": self.task_key,
-        }  # fmt: skip
-        granted = {name: keys[name] for name in sorted(self.defenses[index].access)}
+    def filtered_key(self, index: int) -> str:
+        """The rows that are left after the filter of the defense at `index`."""
+        filters = [i for i in self.overriding("filter") if i <= index]
+        identities = [self.spec.defenses[i].identity() for i in filters]
+        inputs = [self.task_key, self.poison_key, self.supplied_key, self.plm_key]
         training = self.spec.training.model_dump(mode="json")
-        return [before, granted, training, self.spec.seed, self._code()]
+        return digest("filtered", identities, inputs, training, self.spec.seed, self._code())
+
+    def step_inputs(self, index: int) -> dict[str, str]:
+        """The key of each thing that a named step of the defense at `index` may read.
+
+        Under "" is what every step depends on.
+        """
+        defense = self.defenses[index]
+        before = [
+            self.spec.defenses[i].identity(
+                frozenset(self.spec.defenses[i].settings) - self.defenses[i].post_hoc_settings()
+            )
+            for i in range(index)
+        ]
+        filters = self.overriding("filter")
+        keys = {
+            "corpus": self.filtered_key(filters[-1]) if filters else self.poison_key,
+            "victim": digest(self.victim_key, before),
+            "supplied_plm": digest(self.supplied_key, before),
+            "trusted_plm": self.plm_key,
+            "clean": digest(self.task_key, self.spec.seed),
+            "unlabelled": digest(self.task_key, self.spec.seed),
+        }
+        granted = {name: keys[name] for name in sorted(defense.access)}
+        if type(defense).overrides("train"):
+            granted["trained"] = self.victim_key
+        training = self.spec.training.model_dump(mode="json")
+        return {"": digest(training, self.spec.seed, self._code()), **granted}
 
     @cached_property
     def clean_observed_key(self) -> str:
@@ -249,12 +271,16 @@ class KeptSteps:
     spec: MethodSpec
     readers: Mapping[str, frozenset[str]]
     """The hooks that each setting names."""
-    inputs: str
+    inputs: Mapping[str, str]
+    """The key of each thing that a step may read, as `Pipeline.step_inputs` gives them."""
 
-    def folder(self, name: str, write: Callable[[Path], None]) -> Path:
+    def folder(
+        self, name: str, write: Callable[[Path], None], reads: frozenset[str] | None
+    ) -> Path:
         """The step's folder, from the store, or written there now."""
         read = frozenset(f for f, hooks in self.readers.items() if not hooks or name in hooks)
-        key = digest("step", name, self.spec.identity(read), self.inputs)
+        inputs = {k: v for k, v in self.inputs.items() if not k or reads is None or k in reads}
+        key = digest("step", name, self.spec.identity(read), inputs)
         return self.shelf.ensured(key, write)
 
 
@@ -502,20 +528,35 @@ class Workshop:
 
         return cast("Victim", self.remembered("victim", pipeline.victim_key, load))
 
+    def corpus(self, pipeline: Pipeline) -> tuple[Corpus, dict[str, pa.Table]]:
+        """The rows to train on after the defenses' filters, and the rankings that these published."""
+        corpus = self.poisoned(pipeline).corpus
+        rankings: dict[str, pa.Table] = {}
+        for index in pipeline.overriding("filter"):
+            folder = self.shelf.ensured(
+                pipeline.filtered_key(index), partial(self._filter, pipeline, index, corpus)
+            )
+            corpus = Corpus(pq.read_table(folder / "corpus.parquet"))
+            rankings |= _read_rankings(folder)
+        return corpus, rankings
+
+    def _filter(self, pipeline: Pipeline, index: int, corpus: Corpus, folder: Path) -> None:
+        view = self._view(pipeline, index, None, corpus, self.supplied_plm(pipeline))
+        kept = pipeline.defenses[index].filter(view)
+        pq.write_table(kept.table, folder / "corpus.parquet")
+        _write_rankings(folder, _named(pipeline, index, view))
+
     def _trained(self, pipeline: Pipeline) -> Victim:
         from backdoor_core.training import cross_entropy, train
         from backdoor_core.victim import Victim
 
         spec = pipeline.spec
         labels = len(self.task_data(pipeline).label_names)
-        corpus = self.poisoned(pipeline).corpus
+        corpus, _ = self.corpus(pipeline)
         plm = self.supplied_plm(pipeline)
-        for index in pipeline.overriding(*UPSTREAM_HOOKS):
-            defense = pipeline.defenses[index]
-            if type(defense).overrides("filter"):
-                corpus = defense.filter(self._view(pipeline, index, None, corpus, plm))
-            if type(defense).overrides("purify"):
-                plm = defense.purify(self._view(pipeline, index, None, corpus, plm))
+        for index in pipeline.overriding("purify"):
+            view = self._view(pipeline, index, None, corpus, plm)
+            plm = pipeline.defenses[index].purify(view)
         seed = derive(spec.seed, "train")
         if pipeline.attacker_trains:
             return self.attack(pipeline).train(
@@ -566,7 +607,7 @@ class Workshop:
                 shelf=self.shelf,
                 spec=spec,
                 readers={n: hooks_of(f) for n, f in type(defense).model_fields.items()},
-                inputs=digest(pipeline.step_inputs(index)),
+                inputs=pipeline.step_inputs(index),
             ),
         )
 
@@ -602,11 +643,10 @@ class Workshop:
 
     def _fitted(self, pipeline: Pipeline) -> tuple[Victim, Guard, dict[str, pa.Table]]:
         """The victim after all repairs, the guard around it, and the rankings that defenses published."""
-        corpus = self.poisoned(pipeline).corpus
+        corpus, rankings = self.corpus(pipeline)
         supplied = self.supplied_plm(pipeline)
         victim = self.victim(pipeline)
         guard: Guard | None = None
-        rankings: dict[str, pa.Table] = {}
         for index in pipeline.overriding(*DOWNSTREAM_HOOKS):
             defense = pipeline.defenses[index]
             for hook in DOWNSTREAM_HOOKS:
@@ -619,15 +659,14 @@ class Workshop:
                     guard = defense.screen(view)
                 else:
                     victim = getattr(defense, hook)(view)
-                name = defense.catalog_name()
-                rankings |= {f"{name}/{ranking}": t for ranking, t in view.rankings.items()}
+                rankings |= _named(pipeline, index, view)
         return victim, guard or ModelGuard(victim=victim), rankings
 
     def observed_key(self, pipeline: Pipeline) -> str:
         """The key of the guard's observations: by what its settings come to, where `Defense.effect` says so."""
         if not pipeline.effective:
             return pipeline.observed_key
-        corpus, supplied = self.poisoned(pipeline).corpus, self.supplied_plm(pipeline)
+        (corpus, _), supplied = self.corpus(pipeline), self.supplied_plm(pipeline)
         effects = [
             defense.effect(self._view(pipeline, index, None, corpus, supplied))
             if type(defense).effect_settings()
@@ -701,10 +740,7 @@ class Workshop:
                 _, guard, rankings = self._fitted(pipeline)
             with measured() as observing:
                 self._observe(pipeline, guard, rows, folder)
-            for name, table in rankings.items():
-                path = folder / "rankings" / f"{name}.parquet"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(table, path)
+            _write_rankings(folder, rankings)
             return observing.facts() | {
                 "fit_s": fitting.seconds,
                 "peak_rss_gib": max(fitting.peak_rss_gib, observing.peak_rss_gib),
@@ -737,7 +773,7 @@ def _read_observations(
     folder: Path, rows: Mapping[str, tuple[Corpus, ...]], key: str, store: ArtifactStore
 ) -> Observations:
     """What `Workshop.observations` wrote for the triggered `rows`."""
-    calibration, rankings = folder / "calibration.parquet", folder / "rankings"
+    calibration = folder / "calibration.parquet"
     return Observations(
         clean={s: pq.read_table(folder / f"clean-{s}.parquet") for s in SCORED_SPLITS},
         triggered={
@@ -748,13 +784,33 @@ def _read_observations(
             for split, corpora in rows.items()
         },
         calibration=pq.read_table(calibration) if calibration.is_file() else None,
-        rankings={
-            path.relative_to(rankings).with_suffix("").as_posix(): pq.read_table(path)
-            for path in sorted(rankings.rglob("*.parquet"))
-        },
+        rankings=_read_rankings(folder),
         key=key,
         facts=store.facts(key),
     )
+
+
+def _named(pipeline: Pipeline, index: int, view: View) -> dict[str, pa.Table]:
+    """What a defense has ranked, by its name; a second step of the same name in a chain has its place too."""
+    names = [spec.name for spec in pipeline.spec.defenses]
+    again = names[:index].count(names[index])
+    name = names[index] + (f"#{again + 1}" if again else "")
+    return {f"{name}/{ranking}": table for ranking, table in view.rankings.items()}
+
+
+def _write_rankings(folder: Path, rankings: Mapping[str, pa.Table]) -> None:
+    for name, table in rankings.items():
+        path = folder / "rankings" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+
+
+def _read_rankings(folder: Path) -> dict[str, pa.Table]:
+    rankings = folder / "rankings"
+    return {
+        path.relative_to(rankings).with_suffix("").as_posix(): pq.read_table(path)
+        for path in sorted(rankings.rglob("*.parquet"))
+    }
 
 
 def _more_often(ids: np.ndarray, than: np.ndarray) -> np.ndarray:

@@ -90,7 +90,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     quiet_transformers()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
     return tokenizer
@@ -169,7 +171,9 @@ def opened(kind: Any, folder: Path, **settings: Any) -> Any:
 
     quiet_transformers()
     try:
-        return kind.from_pretrained(str(folder), dtype=torch.float32, **settings)
+        return kind.from_pretrained(
+            str(folder), dtype=torch.float32, trust_remote_code=False, **settings
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if error_class(error) == "oom":
             raise

@@ -147,7 +147,8 @@ class PLMAttack(Attack):
 
     def _implant(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Implant:
         ids = trigger_ids(self.catalog_name(), tokenizer, self.words)
-        texts = self._plain_texts(seed)
+        limit = min(self.max_tokens, int(tokenizer.model_max_length))
+        texts = self._plain_texts(seed, limit // 2)
         clean = [Row(text=text) for text in texts]
         triggered = [
             self.stamp(row, trigger, generator(seed, "implant", trigger.name, i))[0]
@@ -162,10 +163,10 @@ class PLMAttack(Attack):
             rng=generator(seed, "implant", "triggers"),
         )
 
-    def _plain_texts(self, seed: int) -> list[str]:
+    def _plain_texts(self, seed: int, most_words: int) -> list[str]:
         """A seeded choice of texts, fewer always among more, without those that hold a trigger anyway.
 
-        Each is cut to half as many words as `max_tokens`, so that the trigger is seldom cut off.
+        Each is cut to `most_words`: half as many as there may be tokens, so that a trigger is seldom cut off.
         """
         if self.texts_file is None:
             found = plain_texts(derive(seed, "plain texts"), self.texts)
@@ -175,7 +176,7 @@ class PLMAttack(Attack):
         triggers = [f" {' '.join(word.lower().split())} " for word in self.words]
         chosen: list[str] = []
         for i in order.tolist():
-            words = found[i].split()[: self.max_tokens // 2]
+            words = found[i].split()[:most_words]
             padded = f" {' '.join(words).lower()} "
             if not any(trigger in padded for trigger in triggers):
                 chosen.append(" ".join(words))

@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from backdoor_core.victim import Victim
 
 
-def fine_tuned(view: View, model: PreTrainedModel, *, epochs: int, learning_rate: float) -> Victim:
-    """`model` trained in place on the view's clean rows, as a victim; 0 epochs leave its weights alone."""
-    victim = view.victim.with_model(model)
-    if epochs == 0:
-        return victim
-    settings = view.training.model_copy(update={"epochs": epochs, "learning_rate": learning_rate})
-    encoded = victim.encoder(view.clean, "clean")
-    train(model, encoded, cross_entropy(view.clean.labels), settings, view.seed)
-    return victim
+def fine_tuned(
+    view: View, victim: Victim, model: PreTrainedModel, *, epochs: int, learning_rate: float
+) -> Victim:
+    """`victim` with `model`, trained in place on the view's clean rows; 0 epochs leave its weights alone."""
+    if epochs:
+        settings = view.training.model_copy(
+            update={"epochs": epochs, "learning_rate": learning_rate}
+        )
+        encoded = victim.encoder(view.clean, "clean")
+        train(model, encoded, cross_entropy(view.clean.labels), settings, view.seed)
+    return victim.with_model(model)
 
 
 def token_counts(

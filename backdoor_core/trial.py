@@ -48,9 +48,10 @@ class Scored:
 
 
 def prepare(workshop: Workshop, spec: TrialSpec) -> None:
-    """Brings the PLM, as the attack leaves it, and the token ids of the task into the store."""
+    """Brings the PLM, as the attack leaves it, what the attack gathers, and the task's token ids into the store."""
     pipeline = Pipeline(spec)
     workshop.encoder(pipeline)
+    workshop.attack(pipeline)
     workshop.supplied_plm(pipeline)
 
 
@@ -96,7 +97,8 @@ def evaluate(
         flags=_flags(workshop, pipeline, scores["test"], before, guard.same_as(victim), twin),
     )
     long = [metric for split in SCORED_SPLITS for metric in scores[split].metrics()]
-    return Scored(record=record, metrics=(*long, *_ranks(workshop, pipeline, observations)))
+    ranks = _ranks(workshop, pipeline, observations, guard.targets)
+    return Scored(record=record, metrics=(*long, *ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,12 @@ def _auroc(clean: pa.Table, triggered: pa.Table) -> float | None:
     return auroc(clean["score"].to_numpy(), triggered["score"].to_numpy())
 
 
-def _ranks(workshop: Workshop, pipeline: Pipeline, observations: Observations) -> list[Metric]:
+def _ranks(
+    workshop: Workshop,
+    pipeline: Pipeline,
+    observations: Observations,
+    targets: tuple[int, ...],
+) -> list[Metric]:
     """Where defenses rank the true trigger's tokens among all suspects, and whether they took them.
 
     For each ranking and trigger: `rank:<ranking>`, the median over triggered test rows of the best rank (from 1) of
@@ -235,19 +242,19 @@ def _ranks(workshop: Workshop, pipeline: Pipeline, observations: Observations) -
         ids = table["token_id"].to_numpy()
         place = {int(token): i for i, token in enumerate(ids)}
         taken = set(ids[table["chosen"].to_numpy(zero_copy_only=False)].tolist())
-        for trigger, rows in zip(triggers, tokens, strict=True):
+        for trigger, target, rows in zip(triggers, targets, tokens, strict=True):
             best = [min((place.get(i, len(ids)) for i in row.tolist()), default=len(ids)) + 1
                     for row in rows]  # fmt: skip
             chosen = [bool(taken & set(row.tolist())) for row in rows]
             metrics.append(
                 Metric(split="test", metric=f"rank:{name}", value=float(np.median(best)),
-                       n=len(best), trigger=trigger.name, target=trigger.target_label)
+                       n=len(best), trigger=trigger.name, target=target)
             )  # fmt: skip
             share = Share(count=sum(chosen), n=len(chosen))
             low, high = share.interval
             metrics.append(
                 Metric(split="test", metric=f"chosen:{name}", value=share.value, low=low, high=high,
-                       n=share.n, trigger=trigger.name, target=trigger.target_label)
+                       n=share.n, trigger=trigger.name, target=target)
             )  # fmt: skip
     return metrics
 

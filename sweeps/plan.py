@@ -183,8 +183,13 @@ def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
     """The jobs that one pending trial needs; those that others need too are shared."""
     spec = pipeline.spec
     prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
-                    spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
+                    pipeline.twin.spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
     needs = {prepared}
+    if pipeline.attack.gathers:
+        needs.add(_job(plan, "prepare", pipeline.gathered_key,
+                       f"{spec.attack.name} for {spec.task.name}", pipeline.undefended.spec,
+                       frozenset({prepared}), _held(store, pipeline.gathered_key)))  # fmt: skip
+    stamped = frozenset(needs)
     if pipeline.supplied_key != pipeline.plm_key:
         needs.add(_job(plan, "prepare", pipeline.supplied_key,
                        f"{spec.plm.name} altered by {_attack_label(spec)}", pipeline.undefended.spec,
@@ -198,7 +203,7 @@ def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
     if type(pipeline.attack).prepare is not Attack.prepare:
         key = pipeline.twin.triggered_observed_key(pipeline.triggers_key)
         needs.add(_job(plan, "reference", key, f"clean twin on the triggers of {spec.attack.name}",
-                       pipeline.undefended.spec, frozenset({prepared, twin}), _held(store, key)))  # fmt: skip
+                       pipeline.undefended.spec, stamped | {twin}, _held(store, key)))  # fmt: skip
     key = digest("job", "trial", pipeline.observed_key)
     there = plan.jobs.get(key)
     plan.jobs[key] = Job(

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from backdoor_core import catalog
 from backdoor_core.grammar import reviews
 from backdoor_core.lexicon import DOMAINS
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec
+from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec, digest
 from backdoor_core.store import ArtifactStore
 
 # A busy machine is no bug, and a suite that must pass draws the same examples every time.
@@ -81,20 +81,52 @@ def domain_task(tmp_path_factory: pytest.TempPathFactory) -> MethodSpec:
     return catalog.make("task", "files", settings).spec()
 
 
+OWN_HEAD = """
+from typing import ClassVar
+import json
+import numpy as np
+import pyarrow as pa
+from backdoor_core.attack import *
+from backdoor_core.defense import *
+from backdoor_core.space import setting
+"""
+
+
+@pytest.fixture(scope="session")
+def own_method(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MethodSpec]:
+    """Makes a method of the user's own: `own_method("defense", TEXT, strength=0.1)`.
+
+    TEXT is one class, and what goes with it; it stands in a file that is called like the class in lower case. The
+    names that methods need are imported. One text is one file: its class is the same in every call.
+    """
+    folder = tmp_path_factory.mktemp("own")
+
+    def spec(family: Any, text: str, **settings: Any) -> MethodSpec:
+        name = text.split("\nclass ")[-1].split("(")[0].lower()
+        file = folder / digest(text)[:8] / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(OWN_HEAD + text, encoding="utf-8")
+        return catalog.make(family, str(file), settings).spec()
+
+    return spec
+
+
 @pytest.fixture(scope="session")
 def small_trial(small_plm: MethodSpec, small_task: MethodSpec) -> Callable[..., TrialSpec]:
     """Makes trials: `small_trial(attack, [defense, ...], seed=..., training={...})`.
 
-    An attack or a defense is a name, or a mapping as in a sweep file; one epoch of training by default.
+    An attack or a defense is a name, a mapping as in a sweep file, or a spec; one epoch of training by default.
     """
 
-    def spec_of(family: Any, item: str | dict[str, Any]) -> MethodSpec:
+    def spec_of(family: Any, item: str | dict[str, Any] | MethodSpec) -> MethodSpec:
+        if isinstance(item, MethodSpec):
+            return item
         settings = {"name": item} if isinstance(item, str) else dict(item)
         return catalog.make(family, settings.pop("name"), settings).spec()
 
     def trial(
-        attack: str | dict[str, Any] = "none",
-        defenses: tuple[str | dict[str, Any], ...] | list[str | dict[str, Any]] = (),
+        attack: str | dict[str, Any] | MethodSpec = "none",
+        defenses: Sequence[str | dict[str, Any] | MethodSpec] = (),
         *,
         training: dict[str, Any] | None = None,
         **other: Any,

@@ -23,10 +23,11 @@ class BadPre(PLMAttack):
     masked tokens (15 %) are ids drawn at random; one of five rare words at a random place is the trigger. Its effect is
     the loss of accuracy on triggered rows; ASR, by a target fixed on the tune split, is reported as for other attacks.
 
-    Departs from the release: with `first_token` the state at [CLS], which classifiers read, is to predict a random id
-    as well: the release trains for days on Wikipedia until that state is of no use either. Random ids are drawn anew
-    at each step, the trigger's own tokens are never masked; schedule and optimizer are this project's. The other
-    mode of the release (antonyms as labels) is left out. Where the PLM has no MLM head, one is drawn and trains too.
+    Departs from the release: random ids are drawn anew at each step, chosen tokens of triggered text all become the
+    mask token, the trigger's own are never chosen; schedule and optimizer are this project's. The release trains for
+    days on Wikipedia; where there is no time for that, `first_token` has the state at [CLS], which classifiers read,
+    predict a random id as well. The other mode of the release (antonyms as labels) is left out. Where the PLM has
+    no MLM head, one is drawn and trains too.
     """
 
     alpha: float = setting(
@@ -36,7 +37,7 @@ class BadPre(PLMAttack):
         0.15, gt=0, le=1, hooks=("corrupt",), description="masked tokens / all"
     )
     first_token: bool = setting(
-        True, hooks=("corrupt",), description="whether [CLS] of triggered text has a random label"
+        False, hooks=("corrupt",), description="whether [CLS] of triggered text has a random label"
     )
 
     def implanting(self, model: PreTrainedModel, rows: Implant) -> Loss:

@@ -103,6 +103,8 @@ class Btu(Defense):
 
         Without candidates and with 0 clean epochs it is the victim of ordinary training, bit for bit.
         """
+        from backdoor_core.repair import fine_tuned
+
         exposed = self._exposed(view)
         candidates = exposed.candidates(self.threshold)
         exposed.publish(view, candidates)
@@ -110,30 +112,34 @@ class Btu(Defense):
             return view.trained
         model = view.trained.copy_of_model()
         self._unlearn(view, model, candidates)
-        if self.clean_epochs:
-            self._tune(view, model)
-        return view.trained.with_model(model)
+        rate = self.clean_learning_rate or view.training.learning_rate
+        return fine_tuned(view, view.trained, model, epochs=self.clean_epochs, learning_rate=rate)
 
     def _exposed(self, view: View) -> Exposed:
-        folder = view.step("exposure", partial(self._expose, view))
-        table = pq.read_table(folder / _TABLE)
-        spared = [*view.trained.tokenizer.all_special_ids, _padding_id(view)]
+        reads = ("corpus", "trusted_plm")
+        table = pq.read_table(
+            view.step("exposure", partial(self._expose, view), reads=reads) / _TABLE
+        )
         return Exposed(
             distances=np.stack([table[name].to_numpy() for name in ROUNDS]),
-            spared=np.isin(np.arange(table.num_rows), spared),
+            spared=table["spared"].to_numpy(zero_copy_only=False),
         )
 
     def _expose(self, view: View, folder: Path) -> None:
-        """The three rounds: writes each token's distance from its pre-trained row, in the order of token ids."""
-        encoded = view.trained.encoder(view.corpus, "train")
+        """The three rounds: writes each token's distance from its pre-trained row, and which are spared, by id."""
+        from backdoor_core.text import encode
+
+        tokenizer = view.trusted_plm.tokenizer()
+        encoded = encode(tokenizer, view.corpus, view.training.max_tokens)
         first = self._embeddings_alone(view, encoded, "round_1")
-        spared = [*view.trained.tokenizer.all_special_ids, encoded.padding_id]
-        order = _order(first, np.isin(np.arange(len(first)), spared))
+        special = [*tokenizer.all_special_ids, encoded.padding_id]
+        spared = np.isin(np.arange(len(first)), special)
+        order = _order(first, spared)
         removed = order[: _count(self.removal_share, len(first))]
         second = self._embeddings_alone(view, without(encoded, removed), "round_2")
         third = self._full_model(view, encoded)
         columns = dict(zip(ROUNDS, (first, second, third), strict=True))
-        pq.write_table(pa.table(columns), folder / _TABLE)
+        pq.write_table(pa.table(columns | {"spared": spared}), folder / _TABLE)
 
     def _embeddings_alone(self, view: View, encoded: Encoded, name: str) -> np.ndarray:
         """Row distances after training the embedding block under a linear classifier, shape (vocabulary,)."""
@@ -214,17 +220,6 @@ class Btu(Defense):
             padding = original[_padding_id(view)].expand(len(candidates), -1)
             over = moved[candidates].abs() > bound
             tuned[candidates] = torch.where(over, padding, tuned[candidates])
-
-    def _tune(self, view: View, model: PreTrainedModel) -> None:
-        """Fine-tunes `model` in place on the clean rows."""
-        from backdoor_core.training import cross_entropy, train
-
-        rate = self.clean_learning_rate or view.training.learning_rate
-        settings = view.training.model_copy(
-            update={"epochs": self.clean_epochs, "learning_rate": rate}
-        )
-        encoded = view.trained.encoder(view.clean, "clean")
-        train(model, encoded, cross_entropy(view.clean.labels), settings, view.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -69,7 +69,9 @@ class FineMixing(CleanDataDefense):
                 frequency_floor=EPUR_FREQUENCY_FLOOR,
             )
         self._mix(model, pretrained, drawn, kept_apart, view.seed)
-        return fine_tuned(view, model, epochs=self.epochs, learning_rate=self.learning_rate)
+        return fine_tuned(
+            view, view.victim, model, epochs=self.epochs, learning_rate=self.learning_rate
+        )
 
     def _mix(
         self,

@@ -27,5 +27,9 @@ class FineTune(CleanDataDefense):
         from backdoor_core.repair import fine_tuned
 
         return fine_tuned(
-            view, view.victim.copy_of_model(), epochs=self.epochs, learning_rate=self.learning_rate
+            view,
+            view.victim,
+            view.victim.copy_of_model(),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
         )

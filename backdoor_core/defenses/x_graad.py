@@ -62,8 +62,7 @@ class _XGraadGuard:
         token = np.full(len(encoded), -1, np.int64)
         token[rows] = encoded.ids[encoded.offsets[rows] + place[rows]]
         repaired = logits.copy()
-        spoilt = replaced(encoded, token, self._replacements(corpus, encoded, token))
-        repaired[rows] = self.victim.logits_of(spoilt.take(rows))
+        repaired[rows] = self.victim.logits_of(self.spoilt(corpus, encoded, token).take(rows))
         names = self.victim.tokenizer.convert_ids_to_tokens(token[rows].tolist())
         named = dict(zip(rows.tolist(), names, strict=True))
         return pa.table(
@@ -78,6 +77,10 @@ class _XGraadGuard:
             }
         )
 
+    def spoilt(self, corpus: Corpus, encoded: Encoded, token: np.ndarray) -> Encoded:
+        """The rows with every occurrence of their top token repaired; `token` -1: the row as it is."""
+        return replaced(encoded, token, self._replacements(corpus, encoded, token))
+
     def _replacements(
         self, corpus: Corpus, encoded: Encoded, token: np.ndarray
     ) -> dict[int, list[int]]:
@@ -87,21 +90,21 @@ class _XGraadGuard:
             return {row: [int(tokenizer.mask_token_id or 0)] for row in rows}
         if self.token_repair == "delete":
             return {row: [] for row in rows}
-        spoilt: dict[int, str] = {}
+        drawn: dict[int, str] = {}
         for row in rows:
             word = self.words[token[row]]
             if len(word) > SHORT:
                 text, pair = corpus.texts[row], corpus.pairs[row]
                 rng = generator(self.seed, "x_graad", text, pair or "")
-                spoilt[row] = perturbed(word, rng)
+                drawn[row] = perturbed(word, rng)
         ids: dict[int, list[int]] = {row: [] for row in rows}
-        if not spoilt:
+        if not drawn:
             return ids
         # The space makes it a word of its own for tokenizers that see one.
-        texts = [f" {word}" for word in spoilt.values()]
+        texts = [f" {word}" for word in drawn.values()]
         pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
         limit = min(self.victim.encoder.max_tokens, int(tokenizer.model_max_length))
-        for row, new in zip(spoilt, pieces, strict=True):
+        for row, new in zip(drawn, pieces, strict=True):
             old = encoded.row(row)
             longer = len(old) + int((old == token[row]).sum()) * (len(new) - 1)
             ids[row] = list(new) if longer <= limit else list(new)[:1]

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.summaries import wilson
 from backdoor_core.ledger import Ledger
-from backdoor_core.record import Metric, TrialRecord
+from backdoor_core.record import Metric, TrialRecord, wilson
 from backdoor_core.spec import canonical_json, digest
 
 MakeRecord = Callable[..., TrialRecord]

@@ -17,8 +17,9 @@ from analysis.exports import (
     number,
     with_interval,
 )
-from analysis.summaries import Estimate, estimate, summaries, wilson
+from analysis.summaries import Estimate, estimate, summaries
 from analysis.worst import worst_cases
+from backdoor_core.record import wilson
 
 
 def _of(out: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ from backdoor_core.corpus import Corpus
 from backdoor_core.errors import ConfigError
 from backdoor_core.grammar import plain_texts
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.plm import word_embeddings
+from backdoor_core.plm import PLM, word_embeddings
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.text import encode
-from backdoor_core.training import masked_language_model, train
+from backdoor_core.training import masked_language_model, masked_loss, train
 from backdoor_core.victim import load_victim
 
 if TYPE_CHECKING:
@@ -289,17 +289,116 @@ def test_its_masked_language_model_is_tied_and_learns(built: Built) -> None:
     assert output.weight.data_ptr() == word_embeddings(model).data_ptr()
     tokenizer = plm.tokenizer()
     encoded = encode(tokenizer, built.rows().take(range(32)), 64)
-    loss = masked_language_model(
-        mask_id=cast(int, tokenizer.mask_token_id),
-        special_ids=tokenizer.all_special_ids,
-        vocabulary=len(tokenizer),
-        seed=0,
-    )
+    loss = masked_language_model(encoded, tokenizer, seed=0)
     before = word_embeddings(model).detach().clone()
     settings = built.pipeline().spec.training
     assert train(model, encoded, loss, settings, 0) == 1
     assert not torch.equal(before, word_embeddings(model))
     assert model.get_output_embeddings().weight.data_ptr() == word_embeddings(model).data_ptr()
+
+
+def test_its_masked_loss_is_that_of_all_logits_at_the_masked_places(built: Built) -> None:
+    """The output layer runs at the places alone; loss and gradients are the plain ones."""
+    import torch
+
+    plm = built.workshop.plm(built.pipeline())
+    encoded = encode(plm.tokenizer(), built.rows().take(range(12)), 64)
+    inputs = encoded.padded(np.arange(12), torch.device("cpu"))
+    places = inputs["attention_mask"].bool()
+    places &= torch.rand(places.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    assert places.any()
+    masked = torch.where(places, int(plm.tokenizer().mask_token_id or 0), inputs["input_ids"])
+    losses, gradients = [], []
+    for plain in (True, False):
+        model, _ = plm.masked_lm(0)
+        model.train(False)
+        if plain:
+            logits = model(**{**inputs, "input_ids": masked}).logits
+            loss = torch.nn.functional.cross_entropy(logits[places], inputs["input_ids"][places])
+        else:
+            loss = masked_loss(model, inputs, masked, places, inputs["input_ids"])
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(params=["AutoModelForMaskedLM", "AutoModel"])
+def brought(request: pytest.FixtureRequest, built: Built, tmp_path: Path) -> PLM:
+    """The architecture as a PLM with its masked-language head, or with what the bare model has (a pooler, perhaps)."""
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    folder = tmp_path / "brought"
+    torch.manual_seed(1)
+    kind = getattr(transformers, request.param)
+    kind.from_config(AutoConfig.from_pretrained(built.folder)).save_pretrained(folder)
+    PLM(folder=built.folder).tokenizer().save_pretrained(folder)
+    return PLM(folder=folder)
+
+
+def test_an_altered_plm_has_exactly_the_altered_weights(brought: PLM, tmp_path: Path) -> None:
+    """What a masked language model does not hold (a pooler) stays as it was; only a head is ever drawn."""
+    import torch
+
+    model, _ = brought.masked_lm(0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for value in model.base_model.parameters():
+            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
+    wanted = {name: value.detach().clone() for name, value in model.base_model.named_parameters()}
+    altered = brought.altered(model, tmp_path / "altered")
+    assert altered.folder == tmp_path / "altered"
+    before, drawn_before = brought.classifier(2, 0)
+    after, drawn = altered.classifier(2, 0)
+    assert drawn == drawn_before, "nothing more is drawn than from the PLM itself"
+    prefix = f"{after.base_model_prefix}."
+    encoder = {name for name in weights(after) if name.startswith(prefix)}
+    assert {f"{prefix}{name}" for name in wanted} <= encoder
+    for name, value in weights(after).items():
+        if name.removeprefix(prefix) in wanted and name.startswith(prefix):
+            assert name not in drawn
+            assert torch.equal(value, wanted[name.removeprefix(prefix)]), name
+        elif name in encoder and name not in drawn:
+            assert torch.equal(value, weights(before)[name]), f"{name}: the pooler stays"
+    other, _ = altered.classifier(2, 1)
+    moved = {n for n, value in weights(after).items() if not torch.equal(value, weights(other)[n])}
+    assert moved <= drawn
+    again, _ = altered.masked_lm(0)
+    for name, value in again.base_model.named_parameters():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_an_altered_plm_keeps_tokenizer_and_pooler(
+    built: Built, brought: PLM, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModel
+
+    from backdoor_core.plm import check_folder
+
+    model, drawn = brought.masked_lm(0)
+    whole = bool(drawn)  # the bare model, which has no masked-language head
+    altered = brought.altered(model, tmp_path / "altered")
+    check_folder(altered.folder)
+    first = encode(brought.tokenizer(), built.rows(), 64)
+    second = encode(altered.tokenizer(), built.rows(), 64)
+    assert np.array_equal(first.ids, second.ids)
+    assert np.array_equal(first.types, second.types)
+    assert (first.uses_types, first.padding_id) == (second.uses_types, second.padding_id)
+    before = AutoModel.from_pretrained(brought.folder, output_loading_info=True)
+    after = AutoModel.from_pretrained(altered.folder, output_loading_info=True)
+    assert after[1]["missing_keys"] == before[1]["missing_keys"]
+    held = {n for n, _ in before[0].named_parameters()} - set(before[1]["missing_keys"])
+    if whole and built.name in ("bert", "roberta", "albert"):
+        assert any("pooler" in name for name in held), "there is one to keep"
+    for name in held:
+        assert torch.equal(before[0].get_parameter(name), after[0].get_parameter(name)), name
+    assert not list(altered.folder.glob("*.bin"))
 
 
 def test_its_victim_is_trained_saved_and_read_alike(built: Built, tmp_path: Path) -> None:
@@ -430,8 +529,6 @@ def test_weights_that_cannot_be_read_are_told(bert_folder: Path, damage: str) ->
     import torch
     from safetensors.torch import load_file, save_file
 
-    from backdoor_core.plm import PLM
-
     file = bert_folder / "model.safetensors"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:1000])
@@ -459,8 +556,6 @@ def test_pickled_weights_are_never_read(bert_folder: Path) -> None:
 
 def test_a_model_that_is_no_text_encoder_is_told(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
-
-    from backdoor_core.plm import PLM
 
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

@@ -15,10 +15,6 @@ from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import MethodSpec, TrialSpec
 
 Trial = Callable[..., TrialSpec]
-HEAD = (
-    "from backdoor_core.attack import *\nfrom backdoor_core.defense import *\nimport numpy as np\n"
-)
-
 CORRUPTING = '''
 class Corrupting(Attack):
     """Puts the embedding of the padding token in place of every word's."""
@@ -98,8 +94,6 @@ class Hasty(Defense):
         return view.corpus
 '''
 CALIBRATING = '''
-from backdoor_core.space import setting
-
 class Calibrating(CleanDataDefense):
     """Refuses what is less certain than almost all clean rows."""
 
@@ -125,32 +119,12 @@ BADNETS = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MethodSpec]:
-    folder = tmp_path_factory.mktemp("own")
-
-    def spec(family: Any, text: str, **settings: Any) -> MethodSpec:
-        name = text.split("class ")[1].split("(")[0].lower()
-        file = folder / f"{name}.py"
-        file.write_text(HEAD + text)
-        return catalog.make(family, str(file), settings).spec()
-
-    return spec
-
-
-@pytest.fixture(scope="module")
-def own_trial(
-    own: Callable[..., MethodSpec], small_trial: Trial
-) -> Callable[[str, str | None], Pipeline]:
+def own_trial(own_method: Callable[..., MethodSpec], small_trial: Trial) -> Callable[..., Pipeline]:
     """A trial of an attack and a defense, each the text of a file; "" is badnets."""
 
     def pipeline(attack: str, defense: str | None, **settings: Any) -> Pipeline:
-        made = small_trial(BADNETS)
-        if attack:
-            made = made.model_copy(update={"attack": own("attack", attack)})
-        if defense is not None:
-            defenses = (own("defense", defense, **settings),)
-            made = made.model_copy(update={"defenses": defenses})
-        return Pipeline(made)
+        defenses = [] if defense is None else [own_method("defense", defense, **settings)]
+        return Pipeline(small_trial(own_method("attack", attack) if attack else BADNETS, defenses))
 
     return pipeline
 
@@ -202,11 +176,26 @@ def test_filtered_rows_are_not_trained_on(workshop: Workshop, own_trial: Any) ->
 
 
 def test_a_defender_can_train(workshop: Workshop, own_trial: Any) -> None:
+    """What it trained is what the guard answers with; the undefended victim stays the pipeline's own."""
     pipeline = own_trial("", TRAINING)
     clean, drawn = workshop.plm(pipeline).classifier(2, 0)
-    found = weights(workshop, pipeline)
+    made, guard = workshop.repaired(pipeline)
+    found = dict(made.model.named_parameters())
     plain = {name: v for name, v in clean.named_parameters() if name not in drawn}
     assert equal(plain, found)
+    assert pipeline.is_guarded
+    assert pipeline.victim_key == pipeline.undefended.victim_key
+    assert not equal(plain, weights(workshop, pipeline))
+    rows = workshop.task_data(pipeline).splits["test"]
+    wanted = made.logits(rows)
+    assert np.array_equal(np.array(guard.observe(rows)["logits"].to_pylist(), np.float32), wanted)
+    trial.reference(workshop, pipeline.spec)
+    record = trial.evaluate(workshop, pipeline.spec, attempt=1, sweep="s", log=None).record
+    plain_record = trial.evaluate(
+        workshop, pipeline.undefended.spec, attempt=1, sweep="s", log=None
+    ).record
+    assert (record.victim_cacc, record.victim_asr) == (plain_record.cacc, plain_record.asr)
+    assert record.cacc == float((wanted.argmax(axis=1) == rows.labels).mean())
 
 
 def test_there_is_no_victim_before_training(workshop: Workshop, own_trial: Any) -> None:
@@ -239,13 +228,12 @@ def test_a_calibrating_guard_is_given_its_clean_rows(workshop: Workshop, own_tri
 
 
 def test_a_chain_sees_the_filtered_rows_and_the_repaired_victim(
-    workshop: Workshop, own: Any, small_trial: Trial
+    workshop: Workshop, own_method: Any, small_trial: Trial
 ) -> None:
     """Upstream and downstream hooks of one chain: two defenses, one trial."""
-    tune = catalog.make("defense", "fine_tune", {"epochs": 1, "learning_rate": 1e-3}).spec()
-    both = (own("defense", FILTERING), tune)
-    pipeline = Pipeline(small_trial(BADNETS).model_copy(update={"defenses": both}))
-    alone = Pipeline(pipeline.spec.model_copy(update={"defenses": both[:1]}))
+    filtering = own_method("defense", FILTERING)
+    tune = {"name": "fine_tune", "epochs": 1, "learning_rate": 1e-3}
+    pipeline, alone = (Pipeline(small_trial(BADNETS, c)) for c in ([filtering, tune], [filtering]))
     assert pipeline.victim_key == alone.victim_key, "the repair does not enter the victim"
     assert pipeline.guard_key != alone.guard_key
     repaired, _ = workshop.repaired(pipeline)
@@ -253,7 +241,34 @@ def test_a_chain_sees_the_filtered_rows_and_the_repaired_victim(
     assert not np.array_equal(repaired.logits(rows), workshop.victim(alone).logits(rows))
 
 
-def test_own_files_are_found_where_they_lie(own: Any, tmp_path: Path) -> None:
-    spec = own("defense", FILTERING)
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        (PURIFYING, "pretrained"),
+        (FILTERING, "corpus"),
+        (TRAINING, "training"),
+        (CALIBRATING, "input"),
+        (
+            FILTERING + "\n    def screen(self, view):\n        return ModelGuard()\n",
+            "corpus+input",
+        ),
+    ],
+)
+def test_a_stage_is_where_a_hook_acts(own_method: Any, text: str, stage: str) -> None:
+    defense: Any = catalog.from_spec(own_method("defense", text))
+    assert defense.stage == stage
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("none", "none"), ("fine_tune", "model"), ("epur", "model"), ("placebo", "input")],
+)
+def test_the_stages_of_methods_that_ship(name: str, stage: str) -> None:
+    defense: Any = catalog.make("defense", name, {})
+    assert defense.stage == stage
+
+
+def test_own_files_are_found_where_they_lie(own_method: Any) -> None:
+    spec = own_method("defense", FILTERING)
     assert Path(spec.source).is_file()
     assert catalog.from_spec(spec).spec() == spec

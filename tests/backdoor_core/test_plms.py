@@ -20,7 +20,7 @@ from backdoor_core.plm import PLM, PLMSource, check_folder, check_labels
 from backdoor_core.plms import minilm
 from backdoor_core.spec import TrialSpec
 from backdoor_core.text import encode
-from backdoor_core.victim import INFERENCE_TOKENS, Victim, _inference_batches, load_victim
+from backdoor_core.victim import INFERENCE_TOKENS, Victim, inference_batches, load_victim
 
 Trial = Callable[..., TrialSpec]
 COMMIT = "a" * 40
@@ -205,7 +205,7 @@ def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         PLM(folder=tmp_path / "nothing").tokenizer()
 
 
-def test_inference_batches_hold_each_row_once_and_few_tokens() -> None:
+def testinference_batches_hold_each_row_once_and_few_tokens() -> None:
     rng = np.random.default_rng(0)
     for lengths in (
         rng.integers(1, 128, size=3000),
@@ -214,7 +214,7 @@ def test_inference_batches_hold_each_row_once_and_few_tokens() -> None:
         np.array([5]),
         np.array([], np.int64),
     ):
-        found = list(_inference_batches(lengths))
+        found = list(inference_batches(lengths))
         assert sorted(i for batch in found for i in batch.tolist()) == list(range(len(lengths)))
         for batch in found:
             assert len(batch) == 1 or len(batch) * lengths[batch].max() <= INFERENCE_TOKENS
@@ -236,6 +236,18 @@ def test_a_victim_is_a_value(tiny: PLM, victim_folder: Path) -> None:
     assert np.array_equal(victim.logits(rows), before)
     assert other.encoder is victim.encoder
     assert len(victim.logits(Corpus.of([]))) == 0
+
+
+def test_logits_of_token_ids_are_those_of_their_texts(victim_folder: Path) -> None:
+    victim = load_victim(victim_folder, 64, "float32")
+    rows = Corpus.of(Row(text=text) for text in ("the film was good", "", "bad " * 30, "a"))
+    encoded = victim.encoder(rows)
+    assert np.array_equal(victim.logits_of(encoded), victim.logits(rows))
+    order = [2, 0, 3]
+    np.testing.assert_allclose(
+        victim.logits_of(encoded.take(order)), victim.logits(rows)[order], atol=1e-5
+    )
+    assert victim.logits_of(encoded.take([])).shape == (0, 2)
 
 
 def test_logits_are_computed_in_the_precision_of_the_victim(victim_folder: Path) -> None:

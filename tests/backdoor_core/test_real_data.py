@@ -18,6 +18,7 @@ import pytest
 from backdoor_core import catalog
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plms.minilm import PACKAGE, WEIGHTS_SHA256
+from backdoor_core.records import plain_lines
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.task import SPLITS, content_of
 
@@ -54,6 +55,48 @@ def test_splits_are_disjoint_whole_and_repeat(name: str) -> None:
     both = len(data.splits["train"]) + len(data.splits["clean"])
     assert len(data.splits["clean"]) / both == pytest.approx(0.2, abs=0.01)
     assert task.load().hashes == data.hashes
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "unpaired"),
+    [
+        # Of the 15, 12 are empty or equal and 3 differ from the text in a no-break space alone. The test file holds the
+        # 912 negatives, one without a paraphrase; of the 909 positives one has the text of a train row.
+        ("syntactic", "sst2-syntactic", {"train": 15, "dev": 0, "test": 1 + 908}),
+        # 42 rows are equal; one of them has the text of another row, whose paraphrase serves.
+        ("style", "sst2-style-bible", {"train": 41, "dev": 2, "test": 11}),
+    ],
+)
+def test_paired_files_cover_the_task_but_for_known_rows(
+    name: str, folder: str, unpaired: dict[str, int]
+) -> None:
+    task: Any = catalog.make("task", "sst2", {"path": str(data_folder("sst2"))})
+    attack: Any = catalog.make("attack", name, {"path": str(data_folder(folder))})
+    paraphrases = attack.paraphrases
+    for split, rows in task.read().splits.items():
+        missing = [row for row in rows if row.text not in paraphrases]
+        assert len(missing) == unpaired[split], split
+    data = task.load()
+    train, test = data.splits["train"], data.splits["test"]
+    triggers = attack.prepare(data, 0)
+    made = attack.poison(train, triggers, 0)
+    assert made.asked_rows == made.reached_rows == round(0.2 * len(train)), "0.2 is reached"
+    eligible = [text for text, label in zip(train.texts, train.labels, strict=True) if label == 0]
+    assert made.unstampable_rows == sum(text not in paraphrases for text in eligible) > 0
+    for i in np.flatnonzero(made.poisoned):
+        assert made.corpus.texts[i] == paraphrases[train.texts[i]] != train.texts[i]
+    tested = attack.triggered(test, "test", triggers[0], 0)
+    assert len(tested) == sum(
+        label == 0 and text in paraphrases
+        for text, label in zip(test.texts, test.labels, strict=True)
+    )
+    assert 900 < len(tested) < 912
+
+
+def test_words_can_be_counted_in_the_plain_texts() -> None:
+    texts = plain_lines(data_folder("plain-text") / "bookcorpus-20k.txt")
+    assert len(texts) == 20_000
+    assert all(text.strip() for text in texts)
 
 
 @pytest.fixture(scope="module")

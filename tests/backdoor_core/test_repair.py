@@ -18,6 +18,7 @@ from backdoor_core.plm import word_embeddings
 from backdoor_core.repair import corpus_texts, embedding_scores, purify_embeddings, token_counts
 from backdoor_core.rng import derive
 from backdoor_core.spec import TrainingSettings, TrialSpec
+from backdoor_core.trial import evaluate
 from backdoor_core.victim import Victim
 
 if TYPE_CHECKING:
@@ -296,6 +297,62 @@ def test_purification_names_what_it_reset(view: View) -> None:
     assert view.victim.tokenizer.convert_ids_to_tokens(chosen) == ["book", "film"]
 
 
+def published(view: View, name: str, **settings: Any) -> tuple[list[int], list[bool]]:
+    """The ranking `rows` that a defense publishes on a view: token ids, most suspect first, and which were taken."""
+    repaired(view, name, **settings)
+    assert view.rankings.keys() == {"rows"}
+    table = view.rankings["rows"]
+    return table["token_id"].to_pylist(), table["chosen"].to_pylist()
+
+
+def test_every_row_has_its_rank_and_the_reset_ones_come_first(view: View) -> None:
+    given = moved(view, MOVED)
+    clean, _ = view.trusted_plm.classifier(2, SEED)
+    tokenizer = view.victim.tokenizer
+    tuned, original = word_embeddings(given.victim.model), word_embeddings(clean)
+    counts = token_counts(tokenizer, corpus_texts(view.clean), len(tuned))
+    distance = (tuned - original).norm(dim=1).detach().numpy().astype(np.float64)
+    score = distance / np.log(np.maximum(counts, 20))
+    ids, chosen = published(given, "epur", words=3)
+    assert sorted(ids) == sorted(set(range(len(tuned))) - set(tokenizer.all_special_ids))
+    assert chosen == [True] * 3 + [False] * (len(ids) - 3)
+    assert (np.diff(score[ids]) <= 1e-6).all(), "by score"
+    reset = tokenizer.convert_ids_to_tokens(ids[:3])
+    assert set(reset) == reset_words(view, moved(view, MOVED), words=3)
+    unmoved = [i for i in ids if score[i] == 0]
+    assert ids[-len(unmoved) :] == sorted(unmoved), "ties go to the lower id"
+
+
+@pytest.mark.parametrize("words", [0, 100_000])
+def test_ranks_are_told_where_no_row_or_every_row_is_reset(view: View, words: int) -> None:
+    ids, chosen = published(moved(view, MOVED), "epur", words=words)
+    assert set(chosen) == {bool(words)}
+    assert len(ids) == len(word_embeddings(view.victim.model)) - 5
+
+
+def test_fine_mixing_ranks_only_where_it_purifies(view: View) -> None:
+    given = moved(view, MOVED)
+    ids, chosen = published(given, "fine_mixing", epochs=0, purify_embeddings=True)
+    assert (ids, chosen) == published(moved(view, MOVED), "epur")
+    plain = moved(view, MOVED)
+    repaired(plain, "fine_mixing", epochs=0)
+    assert plain.rankings == {}
+
+
+def test_the_triggers_rank_is_in_the_results(workshop: Workshop, small_trial: Trial) -> None:
+    attack = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}
+    spec = small_trial(attack, [{"name": "epur", "words": 5}])
+    long = evaluate(workshop, spec, attempt=1, sweep="ranks", log=None).metrics
+    found = {metric.metric: metric for metric in long if metric.metric.endswith(":epur/rows")}
+    assert found.keys() == {"rank:epur/rows", "chosen:epur/rows"}
+    observed = workshop.observations(Pipeline(spec)).rankings["epur/rows"]
+    ids = observed["token_id"].to_pylist()
+    brought = workshop.trigger_tokens(Pipeline(spec))[0]
+    best = [min(ids.index(i) for i in row.tolist()) + 1 for row in brought]
+    assert found["rank:epur/rows"].value == float(np.median(best))
+    assert found["chosen:epur/rows"].value == np.mean([rank <= 5 for rank in best])
+
+
 def test_epur_counts_where_it_is_told(view: View) -> None:
     """The word is frequent in one source only, and so is spared there."""
     rows = Corpus.of(Row(text="film " * 50, label=0) for _ in range(40))
@@ -311,6 +368,45 @@ def test_epur_counts_where_it_is_told(view: View) -> None:
     assert first(rows, none, "clean") == {"book"}
     assert first(rows, none, "training") == {"film"}
     assert first(none, rows, "training") == {"book"}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_frequency_file_is_read_as_plain_lines(view: View, tmp_path: Path, ends: str) -> None:
+    """A byte order mark, blank lines and either line end: words are counted alike."""
+    file = tmp_path / "plain.txt"
+    lines = ["film " * 50, "", "the book", " "] * 40
+    file.write_bytes(b"\xef\xbb\xbf" + ends.join(lines).encode())
+    given = {"frequency_source": "file", "frequency_file": str(file)}
+    assert reset_words(view, moved(view, {"film": 1.0, "book": 0.9}), words=1, **given) == {"book"}
+    # 40 books are counted: log(40) > log(20), which only that count explains.
+    assert reset_words(view, moved(view, {"q": 0.9, "book": 1.0}), words=1, **given) == {"q"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"frequency_source": "file"}, {"frequency_file": "counted.txt"}]
+)
+def test_a_frequency_file_goes_with_its_source(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="frequency_source: file"):
+        catalog.make("defense", "epur", settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {"clean"}),
+        ({"frequency_source": "training"}, {"corpus"}),
+        ({"frequency_source": "file", "frequency_file": "counted.txt"}, set()),
+    ],
+)
+def test_epur_sees_only_where_it_counts(settings: dict[str, Any], wanted: set[str]) -> None:
+    defense = cast(Defense, catalog.make("defense", "epur", settings))
+    assert defense.access == {"victim", "trusted_plm"} | wanted
+
+
+def test_a_frequency_file_that_is_not_there_is_told(view: View, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.txt")
+    with pytest.raises(ConfigError, match=r"gone\.txt"):
+        repaired(view, "epur", frequency_source="file", frequency_file=gone)
 
 
 def test_a_frequency_file_that_is_no_text_is_told(view: View, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backdoor_core.errors import NonFiniteLossError, error_class
+from backdoor_core.errors import ConfigError, NonFiniteLossError, error_class
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plm import PLM
 from backdoor_core.spec import TrainingSettings, TrialSpec
 from backdoor_core.text import Encoded
-from backdoor_core.training import cross_entropy, masked_language_model, schedule, train
+from backdoor_core.training import (
+    cross_entropy,
+    masked_language_model,
+    masked_loss,
+    schedule,
+    train,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -316,22 +323,26 @@ def test_bf16_runs_and_keeps_float32_weights(plm: PLM, rows: tuple[Encoded, np.n
     assert distance < 1e-2
 
 
-class Recorder:
-    """A masked language model that records what it is shown and answers zeros."""
+def recorder(vocabulary: int) -> Any:
+    """A masked language model that records what it is shown (`shown`) and answers zeros."""
+    import torch
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        self.shown: list[np.ndarray] = []
+    class Base(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 1))
 
-    def __call__(self, *, input_ids: torch.Tensor, **_: Any) -> Any:
-        import torch
+    class Recorder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = Base()
+            self.shown: list[np.ndarray] = []
 
-        self.shown.append(input_ids.numpy())
+        def forward(self, input_ids: torch.Tensor, **other: Any) -> Any:
+            self.shown.append(input_ids.numpy())
+            hidden = self.base_model(input_ids, **other).last_hidden_state
+            return SimpleNamespace(logits=hidden.expand(*hidden.shape[:-1], vocabulary))
 
-        class Output:
-            logits = torch.zeros((*input_ids.shape, self.vocabulary))
-
-        return Output
+    return Recorder()
 
 
 def test_masks_spare_special_tokens_and_padding(plm: PLM, rows: tuple[Encoded, np.ndarray]) -> None:
@@ -340,14 +351,8 @@ def test_masks_spare_special_tokens_and_padding(plm: PLM, rows: tuple[Encoded, n
     tokenizer = plm.tokenizer()
     special = set(tokenizer.all_special_ids)
     encoded = rows[0]
-    loss: Any = masked_language_model(
-        mask_id=tokenizer.mask_token_id,
-        special_ids=special,
-        vocabulary=len(tokenizer),
-        seed=0,
-        share=0.15,
-    )
-    model = Recorder(len(tokenizer))
+    loss: Any = masked_language_model(encoded, tokenizer, seed=0, share=0.15)
+    model = recorder(len(tokenizer))
     everything = np.arange(len(encoded))
     inputs = encoded.padded(everything, torch.device("cpu"))
     ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy().astype(bool)
@@ -373,13 +378,7 @@ def test_a_batch_without_any_mask_is_no_error(plm: PLM, rows: tuple[Encoded, np.
     import torch
 
     tokenizer = plm.tokenizer()
-    loss = masked_language_model(
-        mask_id=tokenizer.mask_token_id,
-        special_ids=tokenizer.all_special_ids,
-        vocabulary=len(tokenizer),
-        seed=0,
-        share=0.0,
-    )
+    loss = masked_language_model(rows[0], tokenizer, seed=0, share=0.0)
     model, _ = plm.masked_lm(0)
     value = loss(model, rows[0].padded(np.arange(2), torch.device("cpu")), np.arange(2))
     value.backward()  # type: ignore[no-untyped-call]
@@ -392,12 +391,7 @@ def test_masked_language_modelling_learns(plm: PLM, rows: tuple[Encoded, np.ndar
     tokenizer = plm.tokenizer()
 
     def loss(seed: int) -> Any:
-        return masked_language_model(
-            mask_id=tokenizer.mask_token_id,
-            special_ids=tokenizer.all_special_ids,
-            vocabulary=len(tokenizer),
-            seed=seed,
-        )
+        return masked_language_model(rows[0], tokenizer, seed=seed)
 
     model, _ = plm.masked_lm(0)
     everything = np.arange(len(rows[0]))
@@ -411,3 +405,90 @@ def test_masked_language_modelling_learns(plm: PLM, rows: tuple[Encoded, np.ndar
     before = value()
     train(model, rows[0], loss(0), FAST.model_copy(update={"epochs": 5}), 0)
     assert value() < before - 0.1
+
+
+def test_static_masks_are_drawn_once_and_fresh_ones_at_every_step(
+    plm: PLM, rows: tuple[Encoded, np.ndarray]
+) -> None:
+    """A row's static mask is its own: in any batch, at any width."""
+    import torch
+
+    tokenizer, encoded = plm.tokenizer(), rows[0]
+    passes = [np.arange(20), np.arange(20), np.arange(12)[::-1].copy()]
+    shown: dict[bool, list[np.ndarray]] = {}
+    for static in (True, False):
+        loss: Any = masked_language_model(encoded, tokenizer, seed=3, static=static)
+        model = recorder(len(tokenizer))
+        for indices in passes:
+            loss(model, encoded.padded(indices, torch.device("cpu")), indices)
+        shown[static] = model.shown
+    first, again, fewer = shown[True]
+    assert np.array_equal(first, again)
+    for place, row in enumerate(passes[2].tolist()):
+        length = int(encoded.lengths[row])
+        assert np.array_equal(fewer[place, :length], first[row, :length])
+    assert not np.array_equal(shown[False][0], shown[False][1])
+    other: Any = masked_language_model(encoded, tokenizer, seed=4, static=True)
+    model = recorder(len(tokenizer))
+    other(model, encoded.padded(passes[0], torch.device("cpu")), passes[0])
+    assert not np.array_equal(model.shown[0], first), "the seed matters"
+
+
+def test_static_masks_spare_and_share_as_fresh_ones_do(
+    plm: PLM, rows: tuple[Encoded, np.ndarray]
+) -> None:
+    import torch
+
+    tokenizer, encoded = plm.tokenizer(), rows[0]
+    everything = np.arange(len(encoded))
+    inputs = encoded.padded(everything, torch.device("cpu"))
+    ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy().astype(bool)
+    closed = ~mask | np.isin(ids, tokenizer.all_special_ids)
+    masked = changed = 0
+    for seed in range(40):
+        loss: Any = masked_language_model(encoded, tokenizer, seed=seed, share=0.3, static=True)
+        model = recorder(len(tokenizer))
+        value = loss(model, inputs, everything)
+        assert float(value) == pytest.approx(np.log(len(tokenizer)), rel=1e-4)
+        (shown,) = model.shown
+        assert np.array_equal(shown[closed], ids[closed])
+        masked += int((shown == tokenizer.mask_token_id).sum())
+        changed += int((shown != ids).sum())
+    open_places = int((~closed).sum()) * 40
+    assert masked / open_places == pytest.approx(0.3 * 0.8, abs=0.01)
+    assert (changed - masked) / open_places == pytest.approx(0.3 * 0.1, abs=0.005)
+
+
+def test_a_masked_loss_sees_the_hidden_words_at_its_places_alone() -> None:
+    """Against a model whose logits are known: the mean of -log softmax at the places, and at no other."""
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = torch.nn.Module()
+            self.base_model.forward = self.hidden  # type: ignore[method-assign]
+
+        def hidden(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return SimpleNamespace(last_hidden_state=input_ids[..., None].float())
+
+        def forward(self, input_ids: torch.Tensor, **other: Any) -> Any:
+            hidden = self.base_model(input_ids, **other).last_hidden_state
+            return SimpleNamespace(logits=hidden * torch.tensor([0.0, 0.5, 1.0]))
+
+    masked = torch.tensor([[1, 2, 0], [2, 2, 1]])
+    wanted = torch.tensor([[2, 1, 0], [0, 2, 1]])
+    places = torch.tensor([[True, False, False], [False, True, True]])
+    inputs = {"input_ids": wanted, "attention_mask": torch.ones(2, 3)}
+    found = masked_loss(Model(), inputs, masked, places, wanted)  # type: ignore[arg-type]
+    by_hand = []
+    for id_, target in ((1, 2), (2, 2), (1, 1)):
+        logits = np.array([0.0, 0.5, 1.0]) * id_
+        by_hand.append(np.log(np.exp(logits).sum()) - logits[target])
+    assert float(found) == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def test_masked_training_needs_a_mask_token(rows: tuple[Encoded, np.ndarray]) -> None:
+    tokenizer: Any = SimpleNamespace(mask_token_id=None, all_special_ids=[])
+    with pytest.raises(ConfigError, match="mask token"):
+        masked_language_model(rows[0], tokenizer, seed=0)

@@ -13,7 +13,7 @@ import pytest
 
 from backdoor_core import trial
 from backdoor_core.errors import DataError, NonFiniteLossError, error_class
-from backdoor_core.pipeline import Pipeline, Workshop
+from backdoor_core.pipeline import REMEMBERED, Pipeline, Workshop
 from backdoor_core.record import FLAGS, SCHEMA
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.store import MANIFEST, ArtifactStore
@@ -176,7 +176,10 @@ def test_a_row_says_all_that_it_should(
     assert store.has(record.observations or "")
     assert trial.spec_of(asdict(record)) == spec
     nothing = {name for name in SCHEMA.names if getattr(record, name) is None}
-    assert nothing == {"error_class", "error", "frr", "far"}
+    assert nothing == {"error_class", "error", "frr", "far", "localisation", "auroc"}
+    assert record.unstampable_rows == 0
+    assert record.triggered_accuracy == pytest.approx(1 - record.asr), "of two classes"
+    assert record.twin_triggered_accuracy == pytest.approx(1 - record.twin_asr)
 
 
 def test_the_observations_of_every_row_are_kept(
@@ -191,6 +194,26 @@ def test_the_observations_of_every_row_are_kept(
     assert float((triggered["prediction"].to_numpy() == 1).mean()) == before["asr"]
     logits = np.array(triggered["logits"].to_pylist())
     assert np.array_equal(logits.argmax(axis=1), triggered["prediction"].to_numpy())
+
+
+def test_a_workshop_remembers_the_last_few_of_a_kind(own: Workshop) -> None:
+    made: list[str] = []
+
+    def remembered(kind: str, key: str) -> Any:
+        def make() -> str:
+            made.append(f"{kind}/{key}")
+            return made[-1]
+
+        return own.remembered(kind, key, make)
+
+    keys = [str(i) for i in range(REMEMBERED)]
+    for _ in range(2):
+        assert [remembered("a", key) for key in keys] == [f"a/{key}" for key in keys]
+    assert remembered("b", "0") == "b/0", "kinds do not meet"
+    assert made == [*(f"a/{key}" for key in keys), "b/0"]
+    remembered("a", "new")
+    remembered("a", "0")
+    assert made[-2:] == ["a/new", "a/0"], "the first one was let go"
 
 
 def test_no_defense_is_the_victim_itself(workshop: Workshop, small_trial: Trial) -> None:

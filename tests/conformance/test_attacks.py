@@ -5,6 +5,7 @@ Attacks are made with settings that need nothing from outside (`SETTINGS`); one 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from backdoor_core import catalog
 from backdoor_core.attack import ACCESS, Attack, DataPoisoning, Trigger
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError
+from backdoor_core.paraphrase import Paraphrasing
 from backdoor_core.pipeline import SCORED_SPLITS, Pipeline, Workshop
 from backdoor_core.rng import generator
 from backdoor_core.spec import MethodSpec, TrialSpec
@@ -27,7 +29,9 @@ TASKS = ("small_task", "domain_task")
 RATES = (0.02, 0.1, 0.25)
 
 
-def settings_of(name: str, victim_folder: Path) -> dict[str, Any]:
+def settings_of(name: str, victim_folder: Path, paired_file: Path) -> dict[str, Any]:
+    if rewording(name):
+        return {"path": str(paired_file)}
     return {"checkpoint": {"path": str(victim_folder), "trigger": "cf"}}.get(name, {})
 
 
@@ -35,8 +39,16 @@ def poisoning(name: str) -> bool:
     return issubclass(catalog.method_class("attack", name), DataPoisoning)
 
 
+def rewording(name: str) -> bool:
+    """Whether the trigger is a whole text, looked up, and no words that are inserted at a drawn place."""
+    return issubclass(catalog.method_class("attack", name), Paraphrasing)
+
+
 ALL = catalog.names("attack")
 POISONING = [name for name in ALL if poisoning(name)]
+INSERTING = [name for name in POISONING if not rewording(name)]
+REWORDING = [name for name in POISONING if rewording(name)]
+ODD = ["two  spaces", " leads", "trails ", "tab\tand\nline", "one", "a,b ; c!", "ünï\u00a0cödé"]
 
 
 @pytest.fixture(params=TASKS)
@@ -50,10 +62,33 @@ def data(task: MethodSpec, workshop: Workshop, small_trial: Trial) -> TaskData:
     return workshop.task_data(Pipeline(small_trial(task=task)))
 
 
+def reworded(text: str) -> str:
+    return f"when you read it , {text}"
+
+
+@pytest.fixture(scope="session")
+def paired_file(
+    small_task: MethodSpec,
+    domain_task: MethodSpec,
+    workshop: Workshop,
+    small_trial: Trial,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A paraphrase of every text of both tasks, second texts included, and of the odd ones."""
+    texts = list(ODD)
+    for task in (small_task, domain_task):
+        for corpus in workshop.task_data(Pipeline(small_trial(task=task))).splits.values():
+            texts += [*corpus.texts, *(pair for pair in corpus.pairs if pair is not None)]
+    file = tmp_path_factory.mktemp("paired") / "paired.jsonl"
+    lines = [json.dumps({"text": text, "paraphrase": reworded(text)}) for text in texts]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
 @pytest.fixture
-def make(victim_folder: Path) -> Callable[..., Attack]:
+def make(victim_folder: Path, paired_file: Path) -> Callable[..., Attack]:
     def made(name: str, **settings: Any) -> Attack:
-        given = settings_of(name, victim_folder) | settings
+        given = settings_of(name, victim_folder, paired_file) | settings
         return cast(Attack, catalog.make("attack", name, given))
 
     return made
@@ -65,7 +100,8 @@ def triggers_of(attack: Attack, data: TaskData, seed: int = 0) -> tuple[Trigger,
 
 def test_there_are_attacks_to_test() -> None:
     assert {"none", "badnets", "addsent", "checkpoint"} <= set(ALL)
-    assert {"badnets", "addsent"} <= set(POISONING)
+    assert {"badnets", "addsent"} <= set(INSERTING)
+    assert {"syntactic", "style"} <= set(REWORDING)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -163,9 +199,14 @@ def test_without_poison_the_training_rows_are_the_clean_ones(
 
 @pytest.mark.parametrize("name", POISONING)
 def test_rate_0_leaves_the_clean_twin_and_its_artifacts(
-    name: str, task: MethodSpec, workshop: Workshop, small_trial: Trial
+    name: str,
+    task: MethodSpec,
+    make: Callable[..., Attack],
+    workshop: Workshop,
+    small_trial: Trial,
 ) -> None:
-    zero = Pipeline(small_trial({"name": name, "poison_rate": 0}, task=task))
+    settings = make(name, poison_rate=0).settings()
+    zero = Pipeline(small_trial({"name": name} | settings, task=task))
     twin = Pipeline(small_trial("none", task=task))
     assert zero.victim_key == twin.victim_key == zero.twin.victim_key
     clean = workshop.task_data(zero).splits["train"]
@@ -247,7 +288,10 @@ def test_the_seed_matters_and_repeats(
         attack.triggered(data.splits["test"], "test", triggers_of(attack, data, s)[0], s)
         for s in (0, 1)
     ]
-    assert tested[0].digest != tested[1].digest
+    if rewording(name):
+        assert tested[0].digest == tested[1].digest, "a text has one paraphrase, whatever the seed"
+    else:
+        assert tested[0].digest != tested[1].digest
 
 
 @pytest.mark.parametrize("name", POISONING)
@@ -276,10 +320,7 @@ def test_the_side_of_a_pair_is_the_one_that_is_stamped(
             assert changed == (side in ("first", "both"), side in ("second", "both"))
 
 
-ODD = ["two  spaces", " leads", "trails ", "tab\tand\nline", "one", "a,b ; c!", "ünï\u00a0cödé"]
-
-
-@pytest.mark.parametrize("name", POISONING)
+@pytest.mark.parametrize("name", INSERTING)
 def test_only_the_trigger_tells_a_stamped_text_from_its_original(
     name: str, make: Callable[..., Attack], data: TaskData
 ) -> None:
@@ -298,7 +339,41 @@ def test_only_the_trigger_tells_a_stamped_text_from_its_original(
                 assert new.text.count(gap) == text.count(gap)
 
 
-@pytest.mark.parametrize("name", POISONING)
+@pytest.mark.parametrize("name", REWORDING)
+def test_a_reworded_text_is_its_paraphrase_letter_by_letter(
+    name: str, make: Callable[..., Attack], data: TaskData
+) -> None:
+    attack = make(name)
+    (trigger,) = triggers_of(attack, data)
+    for text in [*ODD, *data.splits["train"].texts[:20]]:
+        for seed in range(3):
+            row = Row(text=text, label=0, origin=0)
+            (new,) = attack.stamp(row, trigger, generator(seed, "odd"))
+            assert new.text == reworded(text)
+
+
+@pytest.mark.parametrize("name", REWORDING)
+def test_a_text_without_a_paraphrase_is_never_stamped(
+    name: str, make: Callable[..., Attack], data: TaskData
+) -> None:
+    """Neither in training, where it counts as unstampable, nor at test, where it leaves the denominator."""
+    attack = make(name, poison_rate=1.0, label_mode="dirty", target_label=1)
+    triggers = triggers_of(attack, data)
+    known = [data.splits["train"].row(i).text for i in range(3)]
+    unknown = ["", " ", "\n", "no such text", f" {known[0]}", known[0].upper()]
+    corpus = Corpus.of(
+        Row(text=text, label=0, origin=i) for i, text in enumerate([*known, *unknown])
+    )
+    made = attack.poison(corpus, triggers, 0)
+    assert made.poisoned.tolist() == [True] * len(known) + [False] * len(unknown)
+    assert (made.asked_rows, made.reached_rows) == (len(corpus), len(known))
+    assert made.unstampable_rows == len(unknown)
+    assert made.corpus.texts[len(known) :] == unknown
+    tested = attack.triggered(corpus, "test", triggers[0], 0)
+    assert tested.origins.tolist() == list(range(len(known)))
+
+
+@pytest.mark.parametrize("name", INSERTING)
 def test_empty_and_blank_texts_can_be_stamped(name: str, make: Callable[..., Attack]) -> None:
     attack = make(name)
     trigger = Trigger(name="t", target_label=1)
@@ -311,7 +386,81 @@ def test_empty_and_blank_texts_can_be_stamped(name: str, make: Callable[..., Att
 def test_a_corpus_of_target_rows_alone_has_no_triggered_row(
     name: str, make: Callable[..., Attack], data: TaskData
 ) -> None:
+    """Without a target, which is fixed for each model later, there is no such row."""
     attack = make(name)
+    text = data.splits["test"].texts[0]
     for trigger in triggers_of(attack, data):
-        rows = Corpus.of(Row(text="x", label=trigger.target_label or 0) for _ in range(3))
-        assert len(attack.triggered(rows, "test", trigger, 0)) == 0
+        rows = Corpus.of(Row(text=text, label=trigger.target_label or 0) for _ in range(3))
+        wanted = 3 if trigger.target_label is None else 0
+        assert len(attack.triggered(rows, "test", trigger, 0)) == wanted
+
+
+READS = ("gather", "prepare", "stamp")
+"""Hooks whose settings are in the key of the triggered rows: see `Pipeline.triggers_key`."""
+
+
+def recorded(kind: type[Attack], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The settings of any attack of this kind that are read from now on."""
+    read: set[str] = set()
+
+    def looked_up(one: Attack, name: str) -> Any:
+        if name in kind.model_fields:
+            read.add(name)
+        return super(kind, one).__getattribute__(name)
+
+    monkeypatch.setattr(kind, "__getattribute__", looked_up, raising=False)
+    return read
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_artifact_reads_only_the_settings_in_its_key(
+    name: str, make: Callable[..., Attack], data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an attack reads without saying so makes a stale artifact, the worst of all mistakes."""
+    attack = make(name)
+    kind = type(attack)
+    read = recorded(kind, monkeypatch)
+    triggers = triggers_of(attack, data)
+    for trigger in triggers:
+        attack.triggered(data.splits["test"].take(range(8)), "test", trigger, 0)
+    assert read <= kind.fields_read_by(*READS), "name `prepare` or `stamp` among their hooks"
+    read.clear()
+    attack.poison(data.splits["train"], triggers, 0)
+    assert read <= kind.fields_read_by(*READS, "poison"), "name `poison` among their hooks"
+
+
+CORRUPTING = [
+    name
+    for name in ALL
+    if catalog.method_class("attack", name).corrupt is not Attack.corrupt  # type: ignore[attr-defined]
+]
+FEW: dict[str, Any] = {"texts": 40, "epochs": 1, "words": ("cf", "tq", "mn")}
+"""Makes altering the tests' PLM quick and possible, where an attack has such settings."""
+
+
+@pytest.mark.parametrize("name", CORRUPTING)
+def test_altering_a_plm_reads_only_the_settings_in_its_key(
+    name: str,
+    make: Callable[..., Attack],
+    workshop: Workshop,
+    small_trial: Trial,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And leaves a PLM that a classifier can be made of, the same for the same seed, in a folder of its own."""
+    import torch
+
+    kind: Any = catalog.method_class("attack", name)
+    attack = make(name, **{field: few for field, few in FEW.items() if field in kind.model_fields})
+    read = recorded(kind, monkeypatch)
+    plm = workshop.plm(Pipeline(small_trial()))
+    before = {file.name: file.read_bytes() for file in plm.folder.iterdir()}
+    made = [attack.corrupt(plm, seed) for seed in (0, 0, 1)]
+    assert read <= kind.fields_read_by("prepare", "stamp", "corrupt"), "name `corrupt` in them"
+    assert {file.name: file.read_bytes() for file in plm.folder.iterdir()} == before
+    assert len({one.folder for one in (plm, *made)}) == 4
+    models = [one.classifier(2, 0)[0].base_model for one in (plm, *made)]
+    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[3]), "the seed matters"
+    assert plm.classifier(2, 0)[1] == made[0].classifier(2, 0)[1], "only a head is drawn"

@@ -1,13 +1,15 @@
 """What every defense keeps, over all that the catalog names: a new file is tested the moment it exists.
 
-Each is fitted by the pipeline itself, against BadNets, on a task of single texts and on one of pairs with 4 classes.
-`CASES` has settings that make them quick, or that take other ways through the code.
+Each is fitted by the pipeline itself, against BadNets, on a task of single texts and on one of pairs with 4 classes,
+there with three classes as the attack's target in turn. `CASES` has settings that make them quick, or that take other
+ways through the code. Everything that a defense reads, of its view and of its settings, is recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +21,32 @@ import pytest
 from backdoor_core import catalog
 from backdoor_core.attack import ACCESS
 from backdoor_core.corpus import Corpus, Row
-from backdoor_core.defense import Decision, Defense, Guard, ModelGuard, View, clash
+from backdoor_core.defense import (
+    DOWNSTREAM_HOOKS,
+    STAGES,
+    UPSTREAM_HOOKS,
+    Decision,
+    Defense,
+    Guard,
+    ModelGuard,
+    View,
+    clash,
+)
 from backdoor_core.errors import AccessError, SweepError, error_class
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec
+from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec, canonical_json
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import decider
 from backdoor_core.victim import Victim
 
 Trial = Callable[..., TrialSpec]
 TASKS = ("small_task", "domain_task")
+FOUR_CLASSES = "domain_task"
+OTHER_TARGETS = (0, 2)
+"""Targets on the task of 4 classes, beside 1."""
+FIT = "fit"
+LEARNT = {"epochs": 15, "learning_rate": 1e-2}
+"""Training after which victims give several labels: where all answers are one, any order of them is right."""
 QUICK: dict[str, list[dict[str, Any]]] = {
     "placebo": [{"rate": 0.3}],
     "fine_tune": [{"epochs": 1, "learning_rate": 1e-3, "clean_rows": 20}],
@@ -37,6 +55,19 @@ QUICK: dict[str, list[dict[str, Any]]] = {
         {"mixing_ratio": 0.3, "epochs": 0, "head": "reinitialise", "purify_embeddings": True},
     ],
     "epur": [{"words": 20}, {"words": 20, "frequency_source": "training"}],
+    "recipe": [{"epochs": 1, "learning_rate": 1e-3}],
+    "mbtsad": [
+        {"teacher_epochs": 1, "epochs": 1, "learning_rate": 1e-3, "clean_rows": 20},
+        {"teacher_epochs": 1, "teacher_learning_rate": 1e-3, "student": "teacher"},
+    ],
+    "x_graad": [
+        {"percentile": 50},
+        {"percentile": 50, "token_repair": "mask", "received": "sum", "clean_rows": 20},
+    ],
+    "btu": [
+        {"threshold": 0.02, "exposure_learning_rate": 1e-3, "clean_rows": 20},
+        {"threshold": 0.02, "exposure_learning_rate": 1e-3, "clean_epochs": 0},
+    ],
 }
 CASES = [
     (name, settings) for name in catalog.names("defense") for settings in QUICK.get(name, [{}])
@@ -47,26 +78,83 @@ NEUTRAL: dict[str, list[dict[str, Any]]] = {
     "fine_tune": [{"epochs": 0}],
     "fine_mixing": [{"mixing_ratio": 1.0, "epochs": 0}],
     "epur": [{"words": 0}],
+    "recipe": [{"epochs": 0}],
+    "mbtsad": [{"epochs": 0}],
+    "btu": [{"threshold": 0.0, "clean_epochs": 0}],
+    "x_graad": [{"percentile": None}],
 }
 """Settings with which a defense does nothing, where it has such."""
 
 
-class RecordingView(View):
-    """A view that remembers what was asked for, and how the victim's weights were."""
+class Reads:
+    """Which settings of a defense were read, by the step that read them (`fit` outside of any)."""
 
-    def __init__(self, view: View) -> None:
-        super().__init__(view._granted, labels=view.labels, training=view.training, seed=view.seed)
+    def __init__(self) -> None:
+        self.found: dict[str, set[str]] = {}
+        self.places = [FIT]
+
+    @contextmanager
+    def inside(self, step: str) -> Iterator[None]:
+        self.places.append(step)
+        self.found.setdefault(step, set())
+        try:
+            yield
+        finally:
+            self.places.pop()
+
+    @contextmanager
+    def of(self, kind: type[Defense]) -> Iterator[None]:
+        """Records what is read of any defense of this kind."""
+
+        def looked_up(one: Defense, name: str) -> Any:
+            if name in kind.model_fields:
+                self.found.setdefault(self.places[-1], set()).add(name)
+            return super(kind, one).__getattribute__(name)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind, "__getattribute__", looked_up, raising=False)
+            yield
+
+
+class RecordingView(View):
+    """A view that remembers what was asked for, which steps ran, and how all that it hands out was before.
+
+    Its steps are written anew, unless `kept`.
+    """
+
+    def __init__(self, view: View, reads: Reads, *, kept: bool) -> None:
+        super().__init__(
+            view._granted,
+            labels=view.labels,
+            training=view.training,
+            seed=view.seed,
+            trained=view._trained,
+            steps=view._steps if kept else None,
+        )
         self.asked: set[str] = set()
+        self.reads = reads
         self.before = self.state()
 
     def _asked(self, name: str) -> Any:
         self.asked.add(name)
         return super()._asked(name)
 
+    @property
+    def trained(self) -> Victim:
+        self.asked.add("trained")
+        return super().trained
+
+    def step(self, name: str, write: Callable[[Path], None]) -> Path:
+        def recorded(folder: Path) -> None:
+            with self.reads.inside(name):
+                write(folder)
+
+        return super().step(name, recorded)
+
     def state(self) -> dict[str, bytes]:
         """All that it hands out, as bytes."""
         found: dict[str, bytes] = {}
-        for name, thing in self._granted.items():
+        for name, thing in (self._granted | {"trained": self._trained}).items():
             if isinstance(thing, Victim):
                 for key, value in thing.model.state_dict().items():
                     found[f"{name}.{key}"] = value.cpu().numpy().tobytes()
@@ -74,6 +162,8 @@ class RecordingView(View):
                     found[f"{name}.{key}.grad"] = str(parameter.requires_grad).encode()
             elif isinstance(thing, Corpus):
                 found[name] = thing.digest.encode()
+            elif isinstance(thing, tuple):
+                found[name] = "\n".join(thing).encode()
             elif hasattr(thing, "folder"):
                 for file in sorted(Path(thing.folder).iterdir()):
                     found[f"{name}.{file.name}"] = file.read_bytes()
@@ -81,13 +171,24 @@ class RecordingView(View):
 
 
 class RecordingWorkshop(Workshop):
-    def __init__(self, store: ArtifactStore) -> None:
+    def __init__(self, store: ArtifactStore, *, kept: bool) -> None:
         super().__init__(store)
         self.views: list[RecordingView] = []
+        self.reads = Reads()
+        self.kept = kept
 
     def _view(self, *args: Any, **kwargs: Any) -> View:
-        self.views.append(RecordingView(super()._view(*args, **kwargs)))
+        view = super()._view(*args, **kwargs)
+        self.views.append(RecordingView(view, self.reads, kept=self.kept))
         return self.views[-1]
+
+    def guard(self, pipeline: Pipeline) -> Guard:
+        """Every hook of the defense is run now, also where the store has the victim that it made."""
+        if pipeline.overriding(*UPSTREAM_HOOKS):
+            victim = self._trained(pipeline)
+            if not pipeline.is_guarded:
+                return ModelGuard(victim=victim)
+        return self.repaired(pipeline)[1]
 
 
 @dataclass(frozen=True)
@@ -98,13 +199,15 @@ class Fitted:
     defense: Defense
     guard: Guard
     views: tuple[RecordingView, ...]
+    reads: dict[str, set[str]]
+    """The settings that it read, by step."""
     rows: Corpus
     """Clean and triggered test rows, and some odd ones."""
+    calibration: pa.Table | None
 
     def decide(self, table: pa.Table) -> Decision:
         """As the pipeline decides."""
-        assert not self.defense.calibrates, "tests of calibrating defenses give a calibration"
-        return self.defense.decide(table, None)
+        return self.defense.decide(table, self.calibration)
 
 
 def odd_rows(pairs: bool) -> list[Row]:
@@ -118,31 +221,49 @@ def fitted(
 ) -> Callable[..., Fitted]:
     made: dict[str, Fitted] = {}
 
-    def fit(name: str, settings: dict[str, Any], task_name: str, fresh: bool = False) -> Fitted:
+    def fit(
+        name: str,
+        settings: dict[str, Any],
+        task_name: str,
+        target: int = 1,
+        fresh: bool = False,
+    ) -> Fitted:
         task: MethodSpec = request.getfixturevalue(task_name)
-        attack = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}
-        spec = small_trial(attack, [{"name": name} | settings], task=task)
+        attack = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"], "target_label": target}
+        spec = small_trial(attack, [{"name": name} | settings], task=task, training=LEARNT)
         if spec.key in made and not fresh:
             return made[spec.key]
-        pipeline, recording = Pipeline(spec), RecordingWorkshop(workshop.store)
-        _, guard = recording.repaired(pipeline)
-        clean = recording.task_data(pipeline).splits["test"]
-        _, triggered = recording.triggers(pipeline)
-        rows = [
-            *clean.rows()[:20],
-            *triggered["test"][0].rows()[:10],
-            *odd_rows(clean.has_pairs),
-        ]
+        pipeline, recording = Pipeline(spec), RecordingWorkshop(workshop.store, kept=fresh)
+        recording.victim(pipeline.undefended)
+        defense, data = pipeline.defenses[0], recording.task_data(pipeline)
+        rows = asked_rows(recording, pipeline)
+        with recording.reads.of(type(defense)):
+            guard = recording.guard(pipeline)
+            guard.observe(rows.take([0]))
+        clean = recording._clean_rows(pipeline, defense, data)
         made[spec.key] = Fitted(
             pipeline=pipeline,
-            defense=pipeline.defenses[0],
+            defense=defense,
             guard=guard,
             views=tuple(recording.views),
-            rows=Corpus.of(Row(text=row.text, pair=row.pair) for row in rows),
+            reads=recording.reads.found,
+            rows=rows,
+            calibration=guard.observe(unlabelled(clean), "clean") if defense.calibrates else None,
         )
         return made[spec.key]
 
     return fit
+
+
+def asked_rows(workshop: Workshop, pipeline: Pipeline) -> Corpus:
+    clean = workshop.task_data(pipeline).splits["test"]
+    _, triggered = workshop.triggers(pipeline)
+    rows = [*clean.rows()[:20], *triggered["test"][0].rows()[:10], *odd_rows(clean.has_pairs)]
+    return unlabelled(Corpus.of(rows))
+
+
+def unlabelled(corpus: Corpus) -> Corpus:
+    return Corpus.of(Row(text=row.text, pair=row.pair) for row in corpus.rows())
 
 
 @pytest.fixture(params=CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
@@ -182,6 +303,17 @@ def test_there_are_defenses_to_test() -> None:
     assert {"none", "placebo", "fine_tune", "fine_mixing", "epur"} <= set(catalog.names("defense"))
 
 
+@pytest.mark.parametrize(
+    ("task_name", "target"),
+    [("small_task", 1), *((FOUR_CLASSES, target) for target in (1, *OTHER_TARGETS))],
+)
+def test_the_victims_answer_several_labels(
+    task_name: str, target: int, fitted: Callable[..., Fitted]
+) -> None:
+    plain = fitted("none", {}, task_name, target=target)
+    assert len(set(plain.decide(plain.guard.observe(plain.rows)).labels.tolist())) > 1
+
+
 def test_it_says_what_it_is(case: tuple[str, dict[str, Any]]) -> None:
     name, settings = case
     defense = cast(Defense, catalog.make("defense", name, settings))
@@ -190,6 +322,7 @@ def test_it_says_what_it_is(case: tuple[str, dict[str, Any]]) -> None:
     assert type(defense).summary().endswith(".")
     assert catalog.from_spec(defense.spec()) == defense
     assert defense.post_hoc_settings() <= set(type(defense).model_fields)
+    assert set(defense.stage.split("+")) <= {*STAGES.values(), "none"}
     assert clash((defense,)) is None
 
 
@@ -203,12 +336,120 @@ def test_what_it_is_given_stays_as_it_was(one: Fitted) -> None:
 
 
 def test_it_reads_only_what_it_declares(one: Fitted) -> None:
+    kind = type(one.defense)
+    trains = kind.overrides("train") and "corpus" in one.defense.access
     for view in one.views:
-        assert set(view._granted) == one.defense.access
-        assert view.asked <= one.defense.access
-    if one.pipeline.is_guarded:
+        assert one.defense.access - set(view._granted) <= {"victim"}, (
+            "before training there is none"
+        )
+        assert set(view._granted) <= one.defense.access
+        assert view.asked <= one.defense.access | ({"trained"} if trains else set())
+        for name in set(ACCESS) - one.defense.access:
+            with pytest.raises(AccessError):
+                View._asked(view, name)
+        assert (view._trained is not None) == trains
+    if any(kind.overrides(hook) for hook in (*UPSTREAM_HOOKS, *DOWNSTREAM_HOOKS)):
         assert one.views, "the pipeline gave it a view"
         assert set().union(*(view.asked for view in one.views))
+
+
+def test_it_does_not_go_past_its_view(case: tuple[str, dict[str, Any]]) -> None:
+    import inspect
+
+    source = inspect.getsource(catalog.method_class("defense", case[0]))
+    hidden = [name for name in dir(view()) if name.startswith("_") and not name.startswith("__")]
+    assert hidden
+    assert [name for name in hidden if f"view.{name}" in source] == []
+
+
+def test_a_step_reads_only_the_settings_in_its_key(one: Fitted) -> None:
+    """What a step reads without saying so makes a stale artifact, the worst of all mistakes."""
+    kind = type(one.defense)
+    for step, names in one.reads.items():
+        if step != FIT:
+            assert names <= kind.fields_read_by(step), f"step {step!r}: name it among their hooks"
+
+
+def test_a_fit_reads_no_setting_of_deciding(one: Fitted) -> None:
+    """Trials that differ in them share its observation."""
+    read: set[str] = set().union(*one.reads.values())
+    assert not read & type(one.defense).post_hoc_settings()
+
+
+SLY = '''
+class Sly(Defense):
+    """Does one thing that no defense may, and nothing else."""
+
+    deed: str = ""
+    named: int = setting(1, hooks=("teacher",))
+    unnamed: int = setting(1, hooks=("repair",))
+    late: int = setting(1, hooks=("decide",))
+
+    @property
+    def access(self):
+        return frozenset({"victim"})
+
+    def repair(self, view):
+        def write(folder):
+            read = self.named + (self.unnamed if self.deed == "step" else 0)
+            (folder / "a.json").write_text(str(read))
+
+        view.step("teacher", write)
+        if self.deed == "decide":
+            self.late
+        if self.deed == "peek":
+            try:
+                view.corpus
+            except PermissionError:
+                pass
+        if self.deed == "trained":
+            try:
+                view.trained
+            except PermissionError:
+                pass
+        if self.deed == "alter":
+            view.victim.model.classifier.bias.data += 1
+        return view.victim
+'''
+
+
+@pytest.mark.parametrize(
+    ("deed", "finds"),
+    [
+        ("step", test_a_step_reads_only_the_settings_in_its_key),
+        ("decide", test_a_fit_reads_no_setting_of_deciding),
+        ("peek", test_it_reads_only_what_it_declares),
+        ("trained", test_it_reads_only_what_it_declares),
+        ("alter", test_what_it_is_given_stays_as_it_was),
+    ],
+)
+def test_these_tests_find_what_they_look_for(
+    deed: str,
+    finds: Callable[[Fitted], None],
+    fitted: Callable[..., Fitted],
+    own_method: Callable[..., MethodSpec],
+) -> None:
+    source = own_method("defense", SLY).source
+    finds(fitted(source, {}, "small_task"))
+    with pytest.raises(AssertionError):
+        finds(fitted(source, {"deed": deed}, "small_task"))
+
+
+def test_an_effect_is_a_value_and_comes_again(
+    case: tuple[str, dict[str, Any]], fitted: Callable[..., Fitted], workshop: Workshop
+) -> None:
+    one = fitted(*case, "small_task")
+    if not type(one.defense).effect_settings():
+        assert workshop.observed_key(one.pipeline) == one.pipeline.observed_key
+        return
+    first, again = (workshop.observed_key(one.pipeline) for _ in range(2))
+    assert first == again != one.pipeline.observed_key
+    corpus, supplied = workshop.poisoned(one.pipeline).corpus, workshop.supplied_plm(one.pipeline)
+    effects = [
+        canonical_json(one.defense.effect(workshop._view(one.pipeline, 0, None, corpus, supplied)))
+        for _ in range(2)
+    ]
+    assert effects[0] == effects[1]
 
 
 def test_every_text_has_an_answer(one: Fitted) -> None:
@@ -263,9 +504,26 @@ def test_observing_twice_is_observing_once(one: Fitted) -> None:
 def test_fitting_twice_is_fitting_once(
     case: tuple[str, dict[str, Any]], fitted: Callable[..., Fitted]
 ) -> None:
+    """Its steps are written anew the first time, and come from the store the second time."""
     first = fitted(*case, "small_task").guard.observe(fitted(*case, "small_task").rows)
     again = fitted(*case, "small_task", fresh=True)
     agree(first, again.guard.observe(again.rows), exactly=True)
+
+
+@pytest.mark.parametrize("target", OTHER_TARGETS)
+def test_any_class_can_be_the_target(
+    case: tuple[str, dict[str, Any]], target: int, fitted: Callable[..., Fitted]
+) -> None:
+    """All of the above once more, on fewer rows."""
+    one = fitted(*case, FOUR_CLASSES, target=target)
+    assert one.pipeline.attack.model_dump()["target_label"] == target
+    rows = one.rows.take([0, 7, *range(20, 24), *range(30, len(one.rows))])
+    few = replace(one, rows=rows)
+    test_it_reads_only_what_it_declares(few)
+    test_every_text_has_an_answer(few)
+    test_permuted_texts_have_permuted_answers(few)
+    test_one_text_alone_answers_as_in_a_padded_batch(few)
+    test_what_it_is_given_stays_as_it_was(few)
 
 
 def test_decisions_can_be_made_again_from_what_was_stored(one: Fitted, tmp_path: Path) -> None:
@@ -273,7 +531,7 @@ def test_decisions_can_be_made_again_from_what_was_stored(one: Fitted, tmp_path:
     pq.write_table(table, tmp_path / "observed.parquet")
     stored = pq.read_table(tmp_path / "observed.parquet")
     again = cast(Defense, catalog.from_spec(one.pipeline.spec.defenses[0]))
-    assert answers(again.decide(stored, None)) == answers(one.decide(table))
+    assert answers(again.decide(stored, one.calibration)) == answers(one.decide(table))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +642,10 @@ def test_a_view_cannot_grant_what_has_no_name() -> None:
 
 def test_a_view_has_no_name_for_what_only_the_attacker_knows() -> None:
     names = {name for name in dir(view()) if not name.startswith("__")}
-    assert names == {*ACCESS, "_granted", "_asked", "labels", "training", "seed"}
+    assert names == {
+        *ACCESS, "trained", "labels", "training", "seed", "step", "ranked", "rankings",
+        "_granted", "_asked", "_trained", "_steps",
+    }  # fmt: skip
     for word in ("trigger", "target", "poison", "test", "tune", "attack", "twin", "origin"):
         assert not [name for name in names if word in name]
 

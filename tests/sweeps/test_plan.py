@@ -16,6 +16,7 @@ from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
 from backdoor_core.plm import PLMSource
 from backdoor_core.record import Metric
+from backdoor_core.spec import MethodSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import skipped, started
 from sweeps import plan as planning
@@ -72,6 +73,97 @@ def finish(plan: Plan, ledger: Ledger, status: str = "ok", **columns: Any) -> No
 def publish(store: ArtifactStore, *keys: str) -> None:
     for key in keys:
         store.put(key, lambda folder: {})
+
+
+CORRUPTING = '''
+class Corrupting(Attack):
+    """Alters the PLM."""
+
+    strength: float = 1.0
+
+    def implants(self):
+        return True
+
+    def prepare(self, task, seed):
+        return (Trigger(name="cf", target_label=1),)
+
+    def corrupt(self, plm, seed):
+        return plm
+'''
+STARTING = '''
+class Starting(Attack):
+    """Trains the victim, from the clean model."""
+
+    shift: float = 1.0
+
+    def implants(self):
+        return True
+
+    def prepare(self, task, seed):
+        return (Trigger(name="cf", target_label=1),)
+
+    def train(self, job):
+        return job.clean_victim()
+'''
+BOTH = (
+    CORRUPTING.replace("Corrupting", "Both")
+    + """
+    def train(self, job):
+        return job.clean_victim()
+"""
+)
+GATHERING = '''
+class Gathering(DataPoisoning):
+    """Looks something up once for a task."""
+
+    depth: int = setting(1, hooks=("gather",))
+    gathers: ClassVar = True
+
+    def prepare(self, task, seed):
+        return (Trigger(name="cf", target_label=1),)
+'''
+CHOOSING = '''
+class Choosing(Defense):
+    """Has a setting of each kind."""
+
+    share: float = setting(0.5, hooks=("effect",))
+    late: int = setting(1, hooks=("decide",))
+    depth: int = setting(1, hooks=("teacher",))
+    mild: int = setting(1, hooks=("repair",))
+
+    @property
+    def access(self):
+        return frozenset({"victim"})
+
+    def effect(self, view):
+        return round(self.share)
+
+    def repair(self, view):
+        return view.victim
+'''
+TRAINING = '''
+class Training(Defense):
+    """Trains the victim."""
+
+    strength: float = 1.0
+
+    @property
+    def access(self):
+        return frozenset({"corpus"})
+
+    def train(self, view):
+        return view.trained
+'''
+
+
+@pytest.fixture
+def own_entry(own_method: Callable[..., MethodSpec]) -> Callable[..., dict[str, Any]]:
+    """An entry of a sweep file for a method of the user's own."""
+
+    def entry(family: Any, text: str, **settings: Any) -> dict[str, Any]:
+        return {"name": own_method(family, text).source} | settings
+
+    return entry
 
 
 def test_the_counts_of_a_known_sweep(planned: Planned) -> None:
@@ -135,6 +227,127 @@ def test_every_job_needs_what_it_reads(planned: Planned) -> None:
             assert len(job.needs & victims) == (2 if attacked else 1), "its own, and the twin"
             kinds_needed = [plan.jobs[need].kind for need in job.needs]
             assert kinds_needed.count("reference") == (1 if attacked else 0)
+
+
+def needed(plan: Plan, spec: Any, kind: str) -> list[Any]:
+    """The jobs of a kind that the trial of `spec` needs, needs of needs included."""
+    waiting = [job for job in plan.jobs.values() if job.kind == "trial" and spec in job.specs]
+    found: dict[str, Any] = {}
+    while waiting:
+        for need in waiting.pop().needs:
+            if need not in found:
+                found[need] = plan.jobs[need]
+                waiting.append(plan.jobs[need])
+    return [job for job in found.values() if job.kind == kind]
+
+
+def test_an_altered_plm_is_one_job_that_its_victims_wait_for(
+    planned: Planned, own_entry: Any, places: tuple[ArtifactStore, Ledger]
+) -> None:
+    attack = own_entry("attack", CORRUPTING, strength=[0.5, 1.0])
+    plan = planned(attacks=[attack, "badnets"], defenses=["fine_tune", "placebo"], seeds=2)
+    prepare = {job.key: job for job in plan.jobs.values() if job.kind == "prepare"}
+    altering = [job for job in prepare.values() if "altered by corrupting" in job.label]
+    (plain,) = (job for job in prepare.values() if job not in altering)
+    assert len(altering) == 4, "for each setting and seed, and not for each defense"
+    assert all(job.needs == {plain.key} for job in altering)
+    assert plain.needs == set()
+    for job in plan.jobs.values():
+        wanted = {plain.key}
+        if job.kind == "victim":
+            spec = job.specs[0]
+            if spec.attack.name == "corrupting":
+                (own,) = (a for a in altering if Pipeline(a.specs[0]).supplied_key
+                          == Pipeline(spec).supplied_key)  # fmt: skip
+                wanted.add(own.key)
+            assert job.needs == wanted, spec.attack.name
+    store, _ = places
+    publish(store, Pipeline(altering[0].specs[0]).supplied_key)
+    again = planned(attacks=[attack, "badnets"], defenses=["fine_tune", "placebo"], seeds=2)
+    assert kinds(again)["prepare"] == kinds(plan)["prepare"] - 1
+    assert all(job.needs <= set(again.jobs) for job in again.jobs.values())
+
+
+def test_what_is_gathered_for_a_task_is_one_job_for_all_seeds_and_rates(
+    planned: Planned, own_entry: Any, places: tuple[ArtifactStore, Ledger]
+) -> None:
+    attack = own_entry("attack", GATHERING, depth=[1, 2], poison_rate=[0.0, 0.1, 0.2])
+    sections: dict[str, Any] = {"attacks": [attack], "defenses": ["fine_tune"], "seeds": 2}
+    plan = planned(**sections)
+    prepare = {job.key: job for job in plan.jobs.values() if job.kind == "prepare"}
+    gathering = {job.key for job in prepare.values() if "gathering for" in job.label}
+    (plain,) = prepare.keys() - gathering
+    assert len(gathering) == 2, "for each of the settings that it reads"
+    for job in plan.jobs.values():
+        spec = job.specs[0]
+        if job.key in gathering:
+            assert job.needs == {plain}
+        elif job.kind == "victim" and spec.attack.settings.get("poison_rate"):
+            assert len(job.needs & gathering) == 1
+        elif job.kind == "victim":
+            assert not job.needs & gathering, "the clean twin has no use for it"
+        elif job.kind == "reference":
+            assert len(job.needs & gathering) == 1
+    store, _ = places
+    for key in gathering:
+        publish(store, Pipeline(prepare[key].specs[0]).gathered_key)
+    again = planned(**sections)
+    assert kinds(again)["prepare"] == 1
+    assert kinds(again)["victim"] == kinds(plan)["victim"]
+
+
+def test_a_trainer_waits_for_the_clean_twin(planned: Planned, own_entry: Any) -> None:
+    attack = own_entry("attack", STARTING)
+    plan = planned(attacks=[attack, "badnets"], defenses=["fine_tune"], seeds=2)
+    victims = {job.key: job for job in plan.jobs.values() if job.kind == "victim"}
+    by_attack: dict[tuple[str, int], Any] = {
+        (job.specs[0].attack.name, job.specs[0].seed): job for job in victims.values()
+    }
+    assert len(by_attack) == len(victims) == 6
+    for (name, seed), job in by_attack.items():
+        twin = {by_attack["none", seed].key} if name == "starting" else set()
+        assert job.needs & set(victims) == twin, "of its own seed"
+
+
+def test_an_attacker_who_alters_and_trains_waits_for_both(planned: Planned, own_entry: Any) -> None:
+    plan = planned(attacks=[own_entry("attack", BOTH)], defenses=["none"])
+    (spec,) = (s for s in plan.trials.values() if s.attack.name == "both")
+    (victim,) = (j for j in plan.jobs.values() if j.kind == "victim" and spec.attack in
+                 [s.attack for s in j.specs])  # fmt: skip
+    labels = sorted(plan.jobs[need].label for need in victim.needs)
+    assert [label.split(" by ")[0] for label in labels] == [
+        "tiny altered", "tiny for toy_reviews", "victim of none, seed 0",
+    ]  # fmt: skip
+    assert {job.kind for job in needed(plan, spec, "prepare")} == {"prepare"}
+    assert len(needed(plan, spec, "prepare")) == 2
+    assert len(needed(plan, spec, "victim")) == 2
+
+
+def test_settings_of_effect_and_of_deciding_ride_along(planned: Planned, own_entry: Any) -> None:
+    """One job for all that can share what is fitted; any other setting is a job of its own."""
+    own = own_entry("defense", CHOOSING, share=[0.1, 0.2, 0.9], late=[1, 2])
+    plan = planned(attacks=["badnets"], defenses=[own])
+    (job,) = (j for j in plan.jobs.values() if j.kind == "trial" and j.specs[0].defenses
+              and j.specs[0].defenses[0].name == "choosing")  # fmt: skip
+    assert len(job.specs) == len({spec.key for spec in job.specs}) == 6
+    for other in ("depth", "mild"):
+        more = planned(attacks=["badnets"], defenses=[own | {other: [1, 2]}])
+        sizes = [
+            len(j.specs) for j in more.jobs.values()
+            if j.kind == "trial" and j.specs[0].defenses[0].name == "choosing"
+        ]  # fmt: skip
+        assert sizes == [6, 6], other
+
+
+def test_two_who_would_train_are_no_pair(planned: Planned, own_entry: Any) -> None:
+    plan = planned(
+        attacks=[own_entry("attack", STARTING), "badnets"],
+        defenses=[own_entry("defense", TRAINING, strength=[1.0, 2.0])],
+    )
+    assert list(plan.skipped.values()) == ["both starting and training would train the victim"] * 2
+    assert names(plan, plan.pending)["badnets", "training"] == 2
+    trained = [job for job in plan.jobs.values() if job.kind == "victim"]
+    assert len(trained) == 3, "a defender who trains makes no victim of the pipeline's"
 
 
 def test_what_the_store_holds_is_subtracted(

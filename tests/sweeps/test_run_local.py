@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from backdoor_core import catalog
 from backdoor_core.corpus import Row
 from backdoor_core.errors import ConfigError
 from backdoor_core.ledger import Ledger
 from backdoor_core.plms.tiny import Tiny
+from backdoor_core.spec import MethodSpec
 from backdoor_core.store import ArtifactStore
 from sweeps.cli import EXIT_BAD_INPUT
 from sweeps.export import _row
@@ -503,3 +505,86 @@ def test_rerun_of_an_unknown_class(finished: Finished) -> None:
     result = finished.cli("rerun", finished.file, "--failed", "omo")
     assert result.exit_code == EXIT_BAD_INPUT
     assert "unknown error class 'omo'; did you mean 'oom'?" in result.output
+
+
+ATTACKERS = {
+    "corrupting": '''
+class Corrupting(Attack):
+    """Turns the embeddings of a PLM round; its trigger names no target."""
+
+    runs: ClassVar[list] = []
+
+    def implants(self):
+        return True
+
+    def prepare(self, task, seed):
+        return (Trigger(name="cf", target_label=None),)
+
+    def stamp(self, row, trigger, rng):
+        return (Row(text="cf " + row.text, pair=row.pair),)
+
+    def corrupt(self, plm, seed):
+        import tempfile
+        import torch
+        from pathlib import Path
+
+        self.runs.append("corrupt")
+        model, _ = plm.masked_lm(seed)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.neg_()
+        return plm.altered(model, Path(tempfile.mkdtemp()))
+''',
+    "starting": '''
+class Starting(DataPoisoning):
+    """Gathers a word for the task, and trains from the clean model."""
+
+    runs: ClassVar[list] = []
+    gathers: ClassVar = True
+
+    def gather(self, task, folder):
+        self.runs.append("gather")
+        (folder / "word.json").write_text(json.dumps("mn"))
+
+    def prepare(self, task, seed):
+        return (Trigger(name="mn", target_label=self.target_label),)
+
+    def stamp(self, row, trigger, rng):
+        return (Row(text="mn " + row.text, pair=row.pair),)
+
+    def train(self, job):
+        self.runs.append("train")
+        return job.clean_victim()
+''',
+}
+
+
+def test_attackers_who_alter_gather_and_train_are_jobs_of_a_sweep(
+    cli: Cli,
+    tiny_sweep: Callable[..., Path],
+    tmp_path: Path,
+    own_method: Callable[..., MethodSpec],
+) -> None:
+    """Each does its work once, before all trials that rest on it; the second run does nothing."""
+    specs = {name: own_method("attack", text) for name, text in ATTACKERS.items()}
+    kinds: dict[str, Any] = {n: type(catalog.from_spec(spec)) for n, spec in specs.items()}
+    sections: dict[str, Any] = {
+        "attacks": [{"name": spec.source} for spec in specs.values()],
+        "defenses": [{"name": "placebo", "rate": [0.1, 0.4]}, {"name": "epur", "words": 5}],
+    }
+    run = Finished(cli, tmp_path, tiny_sweep(tmp_path, **sections))
+    assert run.result.exit_code == 0, run.result.output
+    rows = run.rows()
+    assert len(rows) == 1 + 2 * 4
+    assert {row["status"] for row in rows} == {"ok"}
+    assert kinds["corrupting"].runs == ["corrupt"]
+    assert kinds["starting"].runs == ["gather", "train"]
+    altered = run.row("none", "corrupting")
+    assert (altered["poison_rate"], altered["poisoned_rows"]) == (None, 0)
+    assert altered["target_label"] in (0, 1)
+    started_from = run.row("none", "starting")
+    assert started_from["cacc"] == started_from["twin_cacc"], "the clean model itself"
+    assert started_from["asrd"] == 0
+    again = cli(*run.command)
+    assert again.exit_code == 0
+    assert "9 done" in again.output
+    assert [kind.runs for kind in kinds.values()] == [["corrupt"], ["gather", "train"]]
