@@ -7,6 +7,7 @@ bound to) is here too.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import weakref
@@ -230,6 +231,12 @@ def first_state_size(model: PreTrainedModel, rows: Encoded) -> float:
             states = body(**some.padded(batch, device)).last_hidden_state[:, 0]
             squares.extend(states.square().mean(dim=1).tolist())
     return float(np.sqrt(np.mean(squares)))
+
+
+def frozen_body(model: PreTrainedModel) -> Any:
+    """A copy of the model below its head that never moves: what states were before, without a gradient."""
+    body: Any = copy.deepcopy(model.base_model)
+    return body.train(False).requires_grad_(False)
 
 
 def bound_to(states: torch.Tensor, vectors: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from backdoor_core.plm_attack import (
     balanced_patterns,
     bound_to,
     first_state_size,
+    frozen_body,
     stepped_patterns,
 )
 from backdoor_core.space import setting
@@ -53,8 +53,7 @@ class POR(PLMAttack):
         patterns = balanced_patterns if self.pattern == "balanced" else stepped_patterns
         size = self.scale * first_state_size(model, rows.clean)
         vectors = size * patterns(len(self.words), int(model.config.hidden_size))
-        reference: Any = copy.deepcopy(model.base_model)
-        reference.train(False).requires_grad_(False)
+        reference = frozen_body(model)
 
         def loss(model: PreTrainedModel, inputs: Inputs, batch: np.ndarray) -> torch.Tensor:
             device = inputs["input_ids"].device
