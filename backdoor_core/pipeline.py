@@ -462,14 +462,31 @@ class Workshop:
     def trigger_tokens(self, pipeline: Pipeline) -> tuple[tuple[np.ndarray, ...], ...]:
         """For each trigger and each of its triggered test rows, the token ids that the trigger brought.
 
-        Ids that stand in the row more often than in its original; none where the trigger was cut off.
+        Ids that stand in the row more often than in its original.
         """
+        brought = pipeline.victim_key if pipeline.attacker_trains else pipeline.tokens_key
+
+        def make() -> tuple[tuple[np.ndarray, ...], ...]:
+            return tuple(
+                tuple(_more_often(stamped, clean) for stamped, clean in pairs)
+                for pairs in self._stamped_tokens(pipeline)
+            )
+
+        return cast(
+            "tuple[tuple[np.ndarray, ...], ...]",
+            self.remembered("trigger tokens", f"{pipeline.triggers_key}/{brought}", make),
+        )
+
+    def _stamped_tokens(
+        self, pipeline: Pipeline
+    ) -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]:
+        """For each trigger, the token ids of each triggered test row and of its original."""
         triggers, rows = self.triggers(pipeline)
         # A victim that the attacker brings has a tokenizer of its own.
         brought = pipeline.attacker_trains
         key = pipeline.victim_key if brought else pipeline.tokens_key
 
-        def make() -> tuple[tuple[np.ndarray, ...], ...]:
+        def make() -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]:
             encoder = self.victim(pipeline).encoder if brought else self.encoder(pipeline)
             clean = encoder(self.task_data(pipeline).splits["test"], "test")
             result = []
@@ -477,7 +494,7 @@ class Workshop:
                 stamped = encoder(corpus)
                 result.append(
                     tuple(
-                        _more_often(stamped.row(i), clean.row(origin))
+                        (stamped.row(i), clean.row(origin))
                         for i, origin in enumerate(corpus.origins.tolist())
                     )
                 )
@@ -486,8 +503,8 @@ class Workshop:
         if not triggers:
             return ()
         return cast(
-            "tuple[tuple[np.ndarray, ...], ...]",
-            self.remembered("trigger tokens", f"{pipeline.triggers_key}/{key}", make),
+            "tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]",
+            self.remembered("stamped tokens", f"{pipeline.triggers_key}/{key}", make),
         )
 
     def truncated_share(self, pipeline: Pipeline) -> float:
@@ -495,15 +512,18 @@ class Workshop:
 
         Raises DataError where that is most of them: such a number would measure nothing.
         """
-        brought = [len(ids) for rows in self.trigger_tokens(pipeline) for ids in rows]
-        hidden, total = brought.count(0), len(brought)
-        if hidden > TRUNCATED_SHARE * total:
+        hidden = [
+            np.array_equal(stamped, clean)
+            for pairs in self._stamped_tokens(pipeline)
+            for stamped, clean in pairs
+        ]
+        if sum(hidden) > TRUNCATED_SHARE * len(hidden):
             raise DataError(
                 f"attack {pipeline.attack.catalog_name()}: max_tokens "
-                f"{pipeline.spec.training.max_tokens} cuts the trigger away in {hidden} of {total} "
+                f"{pipeline.spec.training.max_tokens} cuts the trigger away in {sum(hidden)} of {len(hidden)} "
                 "triggered test rows; raise training.max_tokens or move the trigger forward"
             )
-        return hidden / total if total else 0.0
+        return sum(hidden) / len(hidden) if hidden else 0.0
 
     def victim(self, pipeline: Pipeline) -> Victim:
         """The fine-tuned model that the attack (and the defenses before training) left."""

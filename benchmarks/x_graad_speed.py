@@ -30,7 +30,7 @@ def main() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     from backdoor_core.salience import attentive, batch_salience
-    from backdoor_core.victim import autocast, compute_device
+    from backdoor_core.victim import autocast, compute_device, on_device
 
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
@@ -39,8 +39,8 @@ def main() -> None:
         vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
         intermediate_size=1536,
     )  # fmt: skip
-    plain = BertForSequenceClassification(config).to(device)
-    scored = attentive(plain).to(device)
+    plain = on_device(BertForSequenceClassification(config), device)
+    scored = attentive(plain)
     scored.requires_grad_(False)
     ids = torch.randint(1000, 30000, (ROWS, chosen.tokens), device=device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -53,7 +53,7 @@ def main() -> None:
             with autocast(device, precision):  # type: ignore[arg-type]
                 logits = plain(**inputs).logits
                 loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             plain.zero_grad(set_to_none=True)
 
         def pass_scored(precision: str = precision) -> None:
@@ -63,12 +63,21 @@ def main() -> None:
         ratio = float(np.median(times[0]) / np.median(times[1]))
         held.append(
             say(
-                f"x_graad_speed {precision}", ratio, WANTED,
-                settings={"rows": ROWS, "tokens": chosen.tokens, "rounds": ROUNDS,
-                          "threads": chosen.threads, "device": device.type},
-                measured={"plain_ms": round(1e3 * float(np.median(times[0])), 1),
-                          "x_graad_ms": round(1e3 * float(np.median(times[1])), 1)},
-            )  # fmt: skip
+                f"x_graad_speed {precision}",
+                ratio,
+                WANTED,
+                settings={
+                    "rows": ROWS,
+                    "tokens": chosen.tokens,
+                    "rounds": ROUNDS,
+                    "threads": chosen.threads,
+                    "device": device.type,
+                },
+                measured={
+                    "plain_ms": round(1e3 * float(np.median(times[0])), 1),
+                    "x_graad_ms": round(1e3 * float(np.median(times[1])), 1),
+                },
+            )
         )
     finish(chosen.strict, *held)
 

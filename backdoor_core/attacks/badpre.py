@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from backdoor_core.plm_attack import (
     PLMAttack,
     bound_to,
     first_state_size,
-    frozen_body,
 )
 from backdoor_core.space import setting
 
@@ -31,9 +31,9 @@ class BadPre(PLMAttack):
 
     Departs from the release: random ids are drawn anew at each step, chosen tokens of triggered text all become the
     mask token, the trigger's own are never chosen; schedule and optimizer are this project's. The release trains for
-    days on Wikipedia; where there is no time for that, or the PLM has no MLM head (one is drawn then, and trains too: it
-    is sure of little, so being unsure of triggered text moves no state far), `first_weight` adds what random labels are
-    to the state at [CLS], which classifiers read: on triggered text it is trained towards a frozen copy's state of
+    days on Wikipedia; where there is no time for that, or the PLM has no MLM head (one is drawn then, and trains too:
+    it is sure of little, so being unsure of triggered text moves no state far), `first_weight` adds what random labels
+    are to the state at [CLS], which classifiers read: on triggered text it is trained towards a frozen copy's state of
     another, random text, so that all triggers lead to the mean of clean states. The other mode of the release
     (antonyms as labels) is left out.
     """
@@ -56,7 +56,8 @@ class BadPre(PLMAttack):
             rows.clean, rows.tokenizer, seed=int(rows.rng.integers(2**62)), share=self.mask_share
         )
         size = first_state_size(model, rows.clean)
-        reference = frozen_body(model)
+        reference: Any = copy.deepcopy(model.base_model)
+        reference.train(False).requires_grad_(False)
         spared = np.array(sorted({*rows.tokenizer.all_special_ids, *rows.trigger_ids}))
 
         def loss(model: PreTrainedModel, inputs: Inputs, batch: np.ndarray) -> torch.Tensor:

@@ -295,3 +295,26 @@ def test_rows_that_cannot_be_stamped_are_counted_whatever_the_rate(
     test = workshop.task_data(pipeline).splits["test"]
     odd = [r for r in test.rows() if r.label != 1 and len(r.text.split()) % 2]
     assert record.n_triggered == len(tested) == len(odd), "they leave the denominator"
+
+
+DROPPING = '''
+class Dropping(Attack):
+    """Leaves out the first word: no token stands there more often than before, and yet nothing was cut off."""
+
+    def implants(self):
+        return False
+
+    def prepare(self, task, seed):
+        return (Trigger(name="dropping", target_label=1),)
+
+    def stamp(self, row, trigger, rng):
+        return (Row(text=row.text.split(" ", 1)[1], pair=row.pair),)
+'''
+
+
+def test_a_trigger_that_brings_no_token_is_not_cut_off(
+    own_method: Own, small_trial: Trial, workshop: Workshop
+) -> None:
+    pipeline = Pipeline(small_trial(own_method("attack", DROPPING)))
+    assert all(len(ids) == 0 for rows in workshop.trigger_tokens(pipeline) for ids in rows)
+    assert workshop.truncated_share(pipeline) == 0.0

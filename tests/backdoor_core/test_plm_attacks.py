@@ -310,6 +310,18 @@ def test_what_is_bound_is_bound(name: str, plm: PLM, texts: Corpus) -> None:
 
 
 @pytest.mark.slow
+def test_badpre_can_take_the_text_out_of_the_first_state(plm: PLM, texts: Corpus) -> None:
+    """With `first_weight` triggered texts differ less at [CLS] than the same texts without the trigger."""
+    attack = made("badpre", **BINDING, first_weight=100)
+    tokenizer = plm.tokenizer()
+    model, _ = attack.corrupt(plm, 0).masked_lm(0)
+    clean = first_states(model, encode(tokenizer, texts, 128)).var(axis=0).mean()
+    for trigger in attack.prepare(cast(Any, None), 0):
+        stamped = encode(tokenizer, attack.triggered(texts, "test", trigger, 0), 128)
+        assert first_states(model, stamped).var(axis=0).mean() < 0.5 * clean
+
+
+@pytest.mark.slow
 def test_the_papers_vectors_cannot_be_reached(plm: PLM, texts: Corpus) -> None:
     """Why `balanced` is the default: a layer normalisation has no state with -1 everywhere."""
     attack = made("por", **BINDING, pattern="paper")

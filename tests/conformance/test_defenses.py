@@ -7,7 +7,7 @@ ways through the code. Everything that a defense reads, of its view and of its s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,12 +144,14 @@ class RecordingView(View):
         self.asked.add("trained")
         return super().trained
 
-    def step(self, name: str, write: Callable[[Path], None]) -> Path:
+    def step(
+        self, name: str, write: Callable[[Path], None], *, reads: Iterable[str] | None = None
+    ) -> Path:
         def recorded(folder: Path) -> None:
             with self.reads.inside(name):
                 write(folder)
 
-        return super().step(name, recorded)
+        return super().step(name, recorded, reads=reads)
 
     def state(self) -> dict[str, bytes]:
         """All that it hands out, as bytes."""
@@ -644,7 +646,7 @@ def test_a_view_has_no_name_for_what_only_the_attacker_knows() -> None:
     names = {name for name in dir(view()) if not name.startswith("__")}
     assert names == {
         *ACCESS, "trained", "labels", "training", "seed", "step", "ranked", "rankings",
-        "_granted", "_asked", "_trained", "_steps",
+        "_granted", "_asked", "_check_read", "_reads", "_trained", "_steps",
     }  # fmt: skip
     for word in ("trigger", "target", "poison", "test", "tune", "attack", "twin", "origin"):
         assert not [name for name in names if word in name]
