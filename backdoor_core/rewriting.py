@@ -27,7 +27,6 @@ def rewritten(texts: Sequence[str], folder: Path, *, max_tokens: int, beams: int
         folder,
         output_loading_info=True,
         use_safetensors=True,
-        trust_remote_code=False,
     )
     if facts["missing_keys"]:
         raise ConfigError(
