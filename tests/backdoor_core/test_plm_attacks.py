@@ -311,8 +311,8 @@ def test_what_is_bound_is_bound(name: str, plm: PLM, texts: Corpus) -> None:
 
 @pytest.mark.slow
 def test_badpre_can_take_the_text_out_of_the_first_state(plm: PLM, texts: Corpus) -> None:
-    """With `first_weight` triggered texts differ less at [CLS] than the same texts without the trigger."""
-    attack = made("badpre", **BINDING, first_weight=100)
+    """With `first_token` triggered texts differ less at [CLS] than the same texts without the trigger."""
+    attack = made("badpre", **BINDING, first_token=True, alpha=3)
     tokenizer = plm.tokenizer()
     model, _ = attack.corrupt(plm, 0).masked_lm(0)
     clean = first_states(model, encode(tokenizer, texts, 128)).var(axis=0).mean()
