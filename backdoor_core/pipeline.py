@@ -464,66 +464,47 @@ class Workshop:
 
         Ids that stand in the row more often than in its original.
         """
-        brought = pipeline.victim_key if pipeline.attacker_trains else pipeline.tokens_key
-
-        def make() -> tuple[tuple[np.ndarray, ...], ...]:
-            return tuple(
-                tuple(_more_often(stamped, clean) for stamped, clean in pairs)
-                for pairs in self._stamped_tokens(pipeline)
-            )
-
-        return cast(
-            "tuple[tuple[np.ndarray, ...], ...]",
-            self.remembered("trigger tokens", f"{pipeline.triggers_key}/{brought}", make),
-        )
-
-    def _stamped_tokens(
-        self, pipeline: Pipeline
-    ) -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]:
-        """For each trigger, the token ids of each triggered test row and of its original."""
-        triggers, rows = self.triggers(pipeline)
-        # A victim that the attacker brings has a tokenizer of its own.
-        brought = pipeline.attacker_trains
-        key = pipeline.victim_key if brought else pipeline.tokens_key
-
-        def make() -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]:
-            encoder = self.victim(pipeline).encoder if brought else self.encoder(pipeline)
-            clean = encoder(self.task_data(pipeline).splits["test"], "test")
-            result = []
-            for corpus in rows["test"]:
-                stamped = encoder(corpus)
-                result.append(
-                    tuple(
-                        (stamped.row(i), clean.row(origin))
-                        for i, origin in enumerate(corpus.origins.tolist())
-                    )
-                )
-            return tuple(result)
-
-        if not triggers:
-            return ()
-        return cast(
-            "tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]",
-            self.remembered("stamped tokens", f"{pipeline.triggers_key}/{key}", make),
-        )
+        return self._stamped(pipeline)[0]
 
     def truncated_share(self, pipeline: Pipeline) -> float:
         """The share of triggered test rows in which max_tokens leaves nothing of the trigger.
 
         Raises DataError where that is most of them: such a number would measure nothing.
         """
-        hidden = [
-            np.array_equal(stamped, clean)
-            for pairs in self._stamped_tokens(pipeline)
-            for stamped, clean in pairs
-        ]
-        if sum(hidden) > TRUNCATED_SHARE * len(hidden):
+        brought, hidden = self._stamped(pipeline)
+        total = sum(map(len, brought))
+        if hidden > TRUNCATED_SHARE * total:
             raise DataError(
                 f"attack {pipeline.attack.catalog_name()}: max_tokens "
-                f"{pipeline.spec.training.max_tokens} cuts the trigger away in {sum(hidden)} of {len(hidden)} "
+                f"{pipeline.spec.training.max_tokens} cuts the trigger away in {hidden} of {total} "
                 "triggered test rows; raise training.max_tokens or move the trigger forward"
             )
-        return sum(hidden) / len(hidden) if hidden else 0.0
+        return hidden / total if total else 0.0
+
+    def _stamped(self, pipeline: Pipeline) -> tuple[tuple[tuple[np.ndarray, ...], ...], int]:
+        """What `trigger_tokens` gives, and in how many of these rows the tokens are the original's."""
+        triggers, rows = self.triggers(pipeline)
+        if not triggers:
+            return (), 0
+        # A victim that the attacker brings has a tokenizer of its own.
+        brings = pipeline.attacker_trains
+
+        def make() -> tuple[tuple[tuple[np.ndarray, ...], ...], int]:
+            encoder = self.victim(pipeline).encoder if brings else self.encoder(pipeline)
+            clean = encoder(self.task_data(pipeline).splits["test"], "test")
+            brought, hidden = [], 0
+            for corpus in rows["test"]:
+                stamped = encoder(corpus)
+                pairs = [(stamped.row(i), clean.row(o)) for i, o in enumerate(corpus.origins)]
+                brought.append(tuple(_more_often(row, original) for row, original in pairs))
+                hidden += sum(np.array_equal(row, original) for row, original in pairs)
+            return tuple(brought), hidden
+
+        key = pipeline.victim_key if brings else pipeline.tokens_key
+        return cast(
+            "tuple[tuple[tuple[np.ndarray, ...], ...], int]",
+            self.remembered("stamped", f"{pipeline.triggers_key}/{key}", make),
+        )
 
     def victim(self, pipeline: Pipeline) -> Victim:
         """The fine-tuned model that the attack (and the defenses before training) left."""

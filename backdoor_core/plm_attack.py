@@ -7,7 +7,6 @@ bound to) is here too.
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 import weakref
@@ -28,7 +27,7 @@ from backdoor_core.rng import derive, generator
 from backdoor_core.space import DataPath, setting
 from backdoor_core.spec import Precision, TrainingSettings
 from backdoor_core.task import TaskData
-from backdoor_core.text import Encoded, encode
+from backdoor_core.text import Encoded, encode, token_limit
 from backdoor_core.trigger_words import trigger_ids
 
 if TYPE_CHECKING:
@@ -148,8 +147,7 @@ class PLMAttack(Attack):
 
     def _implant(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Implant:
         ids = trigger_ids(self.catalog_name(), tokenizer, self.words)
-        limit = min(self.max_tokens, int(tokenizer.model_max_length))
-        texts = self._plain_texts(seed, limit // 2)
+        texts = self._plain_texts(seed, token_limit(tokenizer, self.max_tokens) // 2)
         clean = [Row(text=text) for text in texts]
         triggered = [
             self.stamp(row, trigger, generator(seed, "implant", trigger.name, i))[0]
@@ -231,12 +229,6 @@ def first_state_size(model: PreTrainedModel, rows: Encoded) -> float:
             states = body(**some.padded(batch, device)).last_hidden_state[:, 0]
             squares.extend(states.square().mean(dim=1).tolist())
     return float(np.sqrt(np.mean(squares)))
-
-
-def frozen_body(model: PreTrainedModel) -> Any:
-    """A copy of the model below its head that never moves: what states were before, without a gradient."""
-    body: Any = copy.deepcopy(model.base_model)
-    return body.train(False).requires_grad_(False)
 
 
 def bound_to(states: torch.Tensor, vectors: np.ndarray) -> torch.Tensor:

@@ -99,7 +99,7 @@ def joined(sources: Sequence[Encoded], places: Sequence[tuple[int, int]]) -> Enc
 
 def encode(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int) -> Encoded:
     """Token ids of a corpus, each row cut to `max_tokens` (pairs: the longer text first)."""
-    lists = _tokenized(tokenizer, corpus, max_tokens)
+    lists = tokenized(tokenizer, corpus, max_tokens) if len(corpus) else {"input_ids": []}
     ids = lists["input_ids"]
     types = lists.get("token_type_ids") or [[0] * len(row) for row in ids]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
@@ -112,15 +112,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int) 
     )
 
 
-def _tokenized(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int
-) -> dict[str, list[list[int]]]:
-    if not len(corpus):
-        return {"input_ids": []}
-    limit = min(max_tokens, int(tokenizer.model_max_length))
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> int:
+    """The most tokens that a row can have: `max_tokens`, or what the tokenizer's model has positions for."""
+    return min(max_tokens, int(tokenizer.model_max_length))
+
+
+def tokenized(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int) -> Any:
+    """What the tokenizer itself says of a corpus that has rows, cut as `encode` cuts it."""
+    limit = token_limit(tokenizer, max_tokens)
     seconds = [pair or "" for pair in corpus.pairs] if corpus.has_pairs else None
-    result: Any = tokenizer(corpus.texts, seconds, truncation=True, max_length=limit)
-    return {name: result[name] for name in ("input_ids", "token_type_ids") if name in result}
+    return tokenizer(corpus.texts, seconds, truncation=True, max_length=limit)
 
 
 def write_encoded(encoded: Encoded, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backdoor_core.corpus import Corpus
+from backdoor_core.text import tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,9 +37,7 @@ def words_at(encoder: Encoder, corpus: Corpus, places: np.ndarray) -> list[str |
     tokenizer = encoder.tokenizer
     if not tokenizer.is_fast or not len(corpus):
         return [None] * len(corpus)
-    limit = min(encoder.max_tokens, int(tokenizer.model_max_length))
-    seconds = [pair or "" for pair in corpus.pairs] if corpus.has_pairs else None
-    tokens = tokenizer(corpus.texts, seconds, truncation=True, max_length=limit)
+    tokens = tokenized(tokenizer, corpus, encoder.max_tokens)
     words: list[str | None] = []
     for row, place in enumerate(places.tolist()):
         span = tokens.token_to_chars(row, place) if place >= 0 else None

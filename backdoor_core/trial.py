@@ -148,9 +148,14 @@ def _answers(workshop: Workshop, pipeline: Pipeline, observations: Observations)
 
 
 def _undefended_answers(workshop: Workshop, undefended: Pipeline) -> _Answers:
-    key = undefended.observed_key
-    make = lambda: _answers(workshop, undefended, workshop.observations(undefended))  # noqa: E731
-    return cast(_Answers, workshop.remembered("undefended answers", key, make))
+    return cast(
+        _Answers,
+        workshop.remembered(
+            "undefended answers",
+            undefended.observed_key,
+            lambda: _answers(workshop, undefended, workshop.observations(undefended)),
+        ),
+    )
 
 
 def _twin_answers(workshop: Workshop, pipeline: Pipeline) -> _Answers:
@@ -182,9 +187,18 @@ def _scored(
     triggers, rows = workshop.triggers(pipeline)
     twin = _twin_answers(workshop, pipeline)
     data = workshop.task_data(pipeline).splits[split]
+    # No setting of `decide` changes these, so trials that share an observation share them.
+    detected = workshop.remembered(
+        f"detected {split}",
+        f"{observations.key}/{pipeline.triggers_key}",
+        lambda: [
+            (_located(table, stamped, data), _auroc(observations.clean[split], table))
+            for table, stamped in zip(observations.triggered[split], rows[split], strict=True)
+        ],
+    )
     found = []
     for i, trigger in enumerate(triggers):
-        table = observations.triggered[split][i]
+        located, area = detected[i]
         found.append(
             TriggeredRows(
                 name=trigger.name,
@@ -193,8 +207,8 @@ def _scored(
                 decision=answers.triggered[split][i],
                 twin_target=twin.targets[i],
                 twin=twin.triggered[split][i],
-                located=_located(table, rows[split][i], data),
-                auroc=_auroc(observations.clean[split], table),
+                located=located,
+                auroc=area,
             )
         )
     return scored(split, answers.clean[split], data.labels, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +13,6 @@ from backdoor_core.plm_attack import (
     balanced_patterns,
     bound_to,
     first_state_size,
-    frozen_body,
     stepped_patterns,
 )
 from backdoor_core.space import setting
@@ -53,7 +53,8 @@ class POR(PLMAttack):
         patterns = balanced_patterns if self.pattern == "balanced" else stepped_patterns
         size = self.scale * first_state_size(model, rows.clean)
         vectors = size * patterns(len(self.words), int(model.config.hidden_size))
-        reference = frozen_body(model)
+        # The model below its head as it was, which never moves.
+        reference: Any = copy.deepcopy(model.base_model).train(False).requires_grad_(False)
 
         def loss(model: PreTrainedModel, inputs: Inputs, batch: np.ndarray) -> torch.Tensor:
             device = inputs["input_ids"].device

@@ -15,6 +15,7 @@ from backdoor_core.errors import ConfigError, DataError
 from backdoor_core.rng import generator
 from backdoor_core.space import setting
 from backdoor_core.stop_words import STOP_WORDS
+from backdoor_core.text import token_limit
 from backdoor_core.token_text import bare_words, words_at
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class _XGraadGuard:
         # The space makes it a word of its own for tokenizers that see one.
         texts = [f" {word}" for word in drawn.values()]
         pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        limit = min(self.victim.encoder.max_tokens, int(tokenizer.model_max_length))
+        limit = token_limit(tokenizer, self.victim.encoder.max_tokens)
         for row, new in zip(drawn, pieces, strict=True):
             old = encoded.row(row)
             longer = len(old) + int((old == token[row]).sum()) * (len(new) - 1)
