@@ -330,13 +330,16 @@ class Workshop:
 
     def plm(self, pipeline: Pipeline) -> PLM:
         """The PLM as it comes from its source."""
+        key = pipeline.plm_key
 
         def write(folder: Path) -> dict[str, Any]:
             with measured() as cost:
                 facts = cast(PLMSource, catalog.from_spec(pipeline.spec.plm)).materialise(folder)
             return facts | cost.facts()
 
-        return PLM(folder=self.shelf.ensured(pipeline.plm_key, write))
+        return cast(
+            PLM, self.remembered("plm", key, lambda: PLM(folder=self.shelf.ensured(key, write)))
+        )
 
     def encoder(self, pipeline: Pipeline) -> Encoder:
         """The PLM's tokenizer with the splits' token ids, mapped from disk."""
@@ -413,6 +416,30 @@ class Workshop:
             self.remembered("triggers", pipeline.triggers_key, read),
         )
 
+    def _asked_clean(self, pipeline: Pipeline) -> dict[str, Corpus]:
+        """The scored splits without labels: what a guard is asked about."""
+        splits = self.task_data(pipeline).splits
+        return cast(
+            "dict[str, Corpus]",
+            self.remembered(
+                "asked clean",
+                pipeline.task_key,
+                lambda: {split: _unlabelled(splits[split]) for split in SCORED_SPLITS},
+            ),
+        )
+
+    def _asked_triggered(self, pipeline: Pipeline) -> dict[str, tuple[Corpus, ...]]:
+        """The triggered rows of each scored split, by trigger, without labels."""
+        _, rows = self.triggers(pipeline)
+        return cast(
+            "dict[str, tuple[Corpus, ...]]",
+            self.remembered(
+                "asked triggered",
+                pipeline.triggers_key,
+                lambda: {split: tuple(map(_unlabelled, found)) for split, found in rows.items()},
+            ),
+        )
+
     def supplied_plm(self, pipeline: Pipeline) -> PLM:
         """The PLM as the user receives it: altered where the attack corrupts PLMs."""
         if pipeline.supplied_key == pipeline.plm_key:
@@ -483,17 +510,16 @@ class Workshop:
 
     def _stamped(self, pipeline: Pipeline) -> tuple[tuple[tuple[np.ndarray, ...], ...], int]:
         """What `trigger_tokens` gives, and in how many of these rows the tokens are the original's."""
-        triggers, rows = self.triggers(pipeline)
-        if not triggers:
+        if not self.triggers(pipeline)[0]:
             return (), 0
         # A victim that the attacker brings has a tokenizer of its own.
         brings = pipeline.attacker_trains
 
         def make() -> tuple[tuple[tuple[np.ndarray, ...], ...], int]:
             encoder = self.victim(pipeline).encoder if brings else self.encoder(pipeline)
-            clean = encoder(self.task_data(pipeline).splits["test"], "test")
+            clean = encoder(self._asked_clean(pipeline)["test"], "test")
             brought, hidden = [], 0
-            for corpus in rows["test"]:
+            for corpus in self._asked_triggered(pipeline)["test"]:
                 stamped = encoder(corpus)
                 pairs = [(stamped.row(i), clean.row(o)) for i, o in enumerate(corpus.origins)]
                 brought.append(tuple(_more_often(row, original) for row, original in pairs))
@@ -682,9 +708,8 @@ class Workshop:
         def write(folder: Path) -> dict[str, Any]:
             guard = ModelGuard(victim=self.victim(pipeline))
             with measured() as cost:
-                for split in SCORED_SPLITS:
-                    rows = _unlabelled(self.task_data(pipeline).splits[split])
-                    pq.write_table(guard.observe(rows, split), folder / f"{split}.parquet")
+                for split, corpus in self._asked_clean(pipeline).items():
+                    pq.write_table(guard.observe(corpus, split), folder / f"{split}.parquet")
             return cost.facts()
 
         key = pipeline.clean_observed_key
@@ -699,14 +724,14 @@ class Workshop:
         self, pipeline: Pipeline, stamped_by: Pipeline
     ) -> Mapping[str, tuple[pa.Table, ...]]:
         """`pipeline`'s undefended victim on the triggered rows of another pipeline (or its own)."""
-        _, rows = self.triggers(stamped_by)
+        rows = self._asked_triggered(stamped_by)
 
         def write(folder: Path) -> dict[str, Any]:
             guard = ModelGuard(victim=self.victim(pipeline))
             with measured() as cost:
                 for split, corpora in rows.items():
                     for i, corpus in enumerate(corpora):
-                        table = guard.observe(_unlabelled(corpus), split)
+                        table = guard.observe(corpus, split)
                         pq.write_table(table, folder / f"{split}-{i}.parquet")
             return cost.facts()
 
@@ -734,13 +759,13 @@ class Workshop:
                 key=pipeline.clean_observed_key,
                 facts=self.store.facts(pipeline.clean_observed_key),
             )
-        _, rows = self.triggers(pipeline)
+        rows = self._asked_triggered(pipeline)
 
         def write(folder: Path) -> dict[str, Any]:
             with measured() as fitting:
                 _, guard, rankings = self._fitted(pipeline)
             with measured() as observing:
-                self._observe(pipeline, guard, rows, folder)
+                self._observe(pipeline, guard, folder)
             _write_rankings(folder, rankings)
             return observing.facts() | {
                 "fit_s": fitting.seconds,
@@ -754,19 +779,18 @@ class Workshop:
 
         return cast(Observations, self.remembered("observations", key, read))
 
-    def _observe(
-        self, pipeline: Pipeline, guard: Guard, rows: Mapping[str, tuple[Corpus, ...]], folder: Path
-    ) -> None:
-        data = self.task_data(pipeline)
-        for split in SCORED_SPLITS:
-            table = _observed(guard, data.splits[split], split)
+    def _observe(self, pipeline: Pipeline, guard: Guard, folder: Path) -> None:
+        rows = self._asked_triggered(pipeline)
+        for split, asked in self._asked_clean(pipeline).items():
+            table = _observed(guard, asked, split)
             pq.write_table(table, folder / f"clean-{split}.parquet")
             for i, corpus in enumerate(rows[split]):
                 table = _observed(guard, corpus, split)
                 pq.write_table(table, folder / f"triggered-{split}-{i}.parquet")
         if pipeline.calibrates:
             screening = next(d for d in pipeline.defenses if d.calibrates)
-            table = _observed(guard, self._clean_rows(pipeline, screening, data), "clean")
+            clean = self._clean_rows(pipeline, screening, self.task_data(pipeline))
+            table = _observed(guard, _unlabelled(clean), "clean")
             pq.write_table(table, folder / "calibration.parquet")
 
 
@@ -824,7 +848,7 @@ def _more_often(ids: np.ndarray, than: np.ndarray) -> np.ndarray:
 
 def _observed(guard: Guard, corpus: Corpus, split: str) -> pa.Table:
     """One row an answer: a guard that loses or adds rows is refused."""
-    table = guard.observe(_unlabelled(corpus), split)
+    table = guard.observe(corpus, split)
     if table.num_rows != len(corpus):
         raise SweepError(
             f"{type(guard).__name__}.observe answered {table.num_rows} rows for {len(corpus)} texts"

@@ -8,6 +8,7 @@ reads a pickle.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -128,6 +129,13 @@ class PLM:
         from transformers import AutoModelForMaskedLM
 
         return _loaded(AutoModelForMaskedLM, self.folder, seed, {"tie_word_embeddings": True})
+
+    @cached_property
+    def word_embeddings(self) -> torch.Tensor:
+        """Its word embeddings, float32, shape (vocabulary, dimensions); nobody alters them."""
+        from transformers import AutoModel
+
+        return word_embeddings(opened(AutoModel, self.folder)).detach()
 
     def altered(self, model: PreTrainedModel, folder: Path) -> PLM:
         """This PLM with the weights of `model`, a masked language model that `masked_lm` opened, saved in `folder`.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -58,15 +59,21 @@ class Encoded:
         """The rows at `indices`, copied, in that order."""
         return joined([self], [(0, int(i)) for i in indices])
 
-    def padded(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """Model inputs for some rows, padded on the right to the longest of them: shape (rows, tokens)."""
+    def padded(
+        self, indices: np.ndarray, device: torch.device, at_least: tuple[int, int] = (0, 0)
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs for some rows, padded on the right to the longest of them: shape (rows, tokens).
+
+        Smaller than `at_least` they are filled up, with padding and with rows of one padding token.
+        """
         import torch
 
         starts, stops = self.offsets[indices], self.offsets[indices + 1]
-        width = int((stops - starts).max())
-        ids = np.full((len(indices), width), self.padding_id, dtype=np.int64)
-        mask = np.zeros((len(indices), width), dtype=np.int64)
-        types = np.zeros((len(indices), width), dtype=np.int64)
+        shape = max(len(indices), at_least[0]), max(int((stops - starts).max()), at_least[1])
+        ids = np.full(shape, self.padding_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        types = np.zeros(shape, dtype=np.int64)
+        mask[len(indices) :, :1] = 1
         for place, (start, stop) in enumerate(zip(starts, stops, strict=True)):
             ids[place, : stop - start] = self.ids[start:stop]
             types[place, : stop - start] = self.types[start:stop]
@@ -163,9 +170,16 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     known: Mapping[str, tuple[Corpus, Encoded]] = field(default_factory=dict)
+    done: WeakKeyDictionary[Corpus, Encoded] = field(default_factory=WeakKeyDictionary, repr=False)
+    """Encodings of corpora that were asked for before, as long as these live."""
 
     def __call__(self, corpus: Corpus, split: str | None = None) -> Encoded:
         """The encoding of `corpus`, whose rows come from `split` of the task."""
+        if corpus not in self.done:
+            self.done[corpus] = self._encoded(corpus, split)
+        return self.done[corpus]
+
+    def _encoded(self, corpus: Corpus, split: str | None) -> Encoded:
         if split is None or split not in self.known:
             return encode(self.tokenizer, corpus, self.max_tokens)
         source, encoded = self.known[split]

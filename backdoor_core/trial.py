@@ -97,7 +97,11 @@ def evaluate(
         flags=_flags(workshop, pipeline, scores["test"], before, guard.same_as(victim), twin),
     )
     long = [metric for split in SCORED_SPLITS for metric in scores[split].metrics()]
-    ranks = _ranks(workshop, pipeline, observations, guard.targets)
+    ranks = workshop.remembered(
+        "ranks",
+        f"{observations.key}/{pipeline.triggers_key}/{guard.targets}",
+        lambda: _ranks(workshop, pipeline, observations, guard.targets),
+    )
     return Scored(record=record, metrics=(*long, *ranks))
 
 

@@ -110,10 +110,13 @@ class Btu(Defense):
         exposed.publish(view, candidates)
         if not candidates and not self.clean_epochs:
             return view.trained
-        model = view.trained.copy_of_model()
-        self._unlearn(view, model, candidates)
+        victim = self._unlearned(view, candidates)
+        if not self.clean_epochs:
+            return victim
         rate = self.clean_learning_rate or view.training.learning_rate
-        return fine_tuned(view, view.trained, model, epochs=self.clean_epochs, learning_rate=rate)
+        return fine_tuned(
+            view, view.trained, victim.model, epochs=self.clean_epochs, learning_rate=rate
+        )
 
     def _exposed(self, view: View) -> Exposed:
         reads = ("corpus", "trusted_plm")
@@ -198,28 +201,25 @@ class Btu(Defense):
         train(model, encoded, cross_entropy(view.corpus.labels), settings, seed)
         return _distances(word_embeddings(model), before)
 
-    def _unlearn(self, view: View, model: PreTrainedModel, candidates: list[int]) -> None:
-        """In place: the candidates' dimensions that moved beyond the bound take the padding token's values."""
+    def _unlearned(self, view: View, candidates: list[int]) -> Victim:
+        """The victim whose candidates take the padding token's values in the dimensions that moved beyond the bound."""
         import torch
 
         from backdoor_core.plm import word_embeddings
 
-        if not candidates:
-            return
-        pretrained, _ = view.trusted_plm.classifier(view.labels, view.seed)
-        tuned = word_embeddings(model)
-        original = word_embeddings(pretrained).detach().to(tuned.device)
+        tuned = word_embeddings(view.trained.model).detach()
+        original = view.trusted_plm.word_embeddings.to(tuned.device)
         if tuned.shape != original.shape:
             raise ConfigError(
                 f"the word embeddings of the victim {tuple(tuned.shape)} and of the trusted PLM "
                 f"{tuple(original.shape)} differ in shape; btu needs the same architecture"
             )
-        with torch.no_grad():
-            moved = (tuned - original).double()
-            bound = float(moved.norm()) / len(moved) if self.bound is None else self.bound
-            padding = original[_padding_id(view)].expand(len(candidates), -1)
-            over = moved[candidates].abs() > bound
-            tuned[candidates] = torch.where(over, padding, tuned[candidates])
+        moved = (tuned - original).double()
+        bound = float(moved.norm()) / len(moved) if self.bound is None else self.bound
+        padding = original[_padding_id(view)].expand(len(candidates), -1)
+        over = moved[candidates].abs() > bound
+        rows = torch.where(over, padding, tuned[candidates])
+        return view.trained.with_word_embeddings(rows, candidates)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

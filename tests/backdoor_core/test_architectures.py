@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from backdoor_core import catalog
-from backdoor_core.corpus import Corpus
+from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError
 from backdoor_core.grammar import plain_texts
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plm import PLM, word_embeddings
-from backdoor_core.spec import MethodSpec, TrialSpec
+from backdoor_core.spec import MethodSpec, Precision, TrialSpec
 from backdoor_core.text import encode
 from backdoor_core.training import masked_language_model, masked_loss, train
 from backdoor_core.victim import load_victim
@@ -421,11 +421,34 @@ def test_its_victim_is_trained_saved_and_read_alike(built: Built, tmp_path: Path
     assert victim.logits(rows).shape == (len(rows), 2)
 
 
-def test_one_row_alone_answers_as_in_a_padded_batch(built: Built) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_one_row_alone_answers_as_in_a_padded_batch(built: Built, precision: Precision) -> None:
+    """To the last bit, also where a text fills its batch to the brim, or is cut at the limit."""
+    if (built.name, precision) == ("deberta", "bf16"):
+        pytest.skip("this library's DeBERTa cannot compute in bf16: its mask overflows")
     victim, rows = built.workshop.victim(built.pipeline()), built.rows()
-    together = victim.logits(rows)
-    for i in range(0, len(rows), 7):
-        np.testing.assert_allclose(victim.logits(rows.take([i]))[0], together[i], atol=2e-5)
+    long = Corpus.of(Row(text=" ".join(["film"] * n)) for n in range(1, 80))
+    for corpus in (rows, long):
+        some = replace(victim, precision=precision)
+        together = some.logits(corpus)
+        for i in range(0, len(corpus), 7):
+            assert np.array_equal(some.logits(corpus.take([i]))[0], together[i])
+        for each in (3, 8, 20):
+            parts = [corpus.take(range(a, min(a + each, len(corpus)))) for a in range(0, 40, each)]
+            answers = np.concatenate([some.logits(part) for part in parts])
+            assert np.array_equal(answers, together[: len(answers)])
+
+
+def test_a_padded_batch_answers_as_no_padding_does(built: Built) -> None:
+    import torch
+
+    victim = built.workshop.victim(built.pipeline())
+    encoded = victim.encoder(built.rows().take(range(12)))
+    answers = victim.logits_of(encoded)
+    for i in range(12):
+        with torch.inference_mode():
+            alone = victim.model(**encoded.padded(np.array([i]), torch.device("cpu"))).logits
+        np.testing.assert_allclose(alone[0], answers[i], atol=2e-5)
 
 
 def test_its_words_are_an_embedding_table(built: Built) -> None:

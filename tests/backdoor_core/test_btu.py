@@ -503,13 +503,16 @@ def test_padding_never_enters_the_mean(
 # What cannot be.
 
 
-def test_a_victim_with_another_vocabulary_is_told(workshop: Workshop, of: Of) -> None:
+def test_a_victim_with_another_vocabulary_is_told(
+    workshop: Workshop, of: Of, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = of()
     view = view_of(workshop, pipeline)
     model = view.trained.copy_of_model()
     model.resize_token_embeddings(len(word_embeddings(model)) + 5)
+    monkeypatch.setattr(view, "_trained", view.trained.with_model(model))
     with pytest.raises(ConfigError, match="same architecture"):
-        cast(Btu, pipeline.defenses[0])._unlearn(view, model, [7])
+        cast(Btu, pipeline.defenses[0])._unlearned(view, [7])
 
 
 def test_a_model_without_an_embedding_block_is_told(workshop: Workshop, of: Of) -> None:

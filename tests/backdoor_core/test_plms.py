@@ -16,11 +16,17 @@ from backdoor_core.errors import ConfigError, DataError, DependencyError
 from backdoor_core.fingerprint import file_sha256
 from backdoor_core.grammar import plain_texts
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.plm import PLM, PLMSource, check_folder, check_labels
+from backdoor_core.plm import PLM, PLMSource, check_folder, check_labels, word_embeddings
 from backdoor_core.plms import minilm
 from backdoor_core.spec import TrialSpec
 from backdoor_core.text import encode
-from backdoor_core.victim import INFERENCE_TOKENS, Victim, inference_batches, load_victim
+from backdoor_core.victim import (
+    INFERENCE_TOKENS,
+    SHAPE_STEP,
+    Victim,
+    inference_batches,
+    load_victim,
+)
 
 Trial = Callable[..., TrialSpec]
 COMMIT = "a" * 40
@@ -205,7 +211,7 @@ def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         PLM(folder=tmp_path / "nothing").tokenizer()
 
 
-def testinference_batches_hold_each_row_once_and_few_tokens() -> None:
+def test_inference_batches_hold_each_row_once_and_few_tokens() -> None:
     rng = np.random.default_rng(0)
     for lengths in (
         rng.integers(1, 128, size=3000),
@@ -217,7 +223,9 @@ def testinference_batches_hold_each_row_once_and_few_tokens() -> None:
         found = list(inference_batches(lengths))
         assert sorted(i for batch in found for i in batch.tolist()) == list(range(len(lengths)))
         for batch in found:
-            assert len(batch) == 1 or len(batch) * lengths[batch].max() <= INFERENCE_TOKENS
+            few = len(batch) * lengths[batch].max() <= INFERENCE_TOKENS
+            assert few or len(batch) < SHAPE_STEP
+            assert len({-(-length // SHAPE_STEP) for length in lengths[batch].tolist()}) == 1
 
 
 def test_a_victim_is_a_value(tiny: PLM, victim_folder: Path) -> None:
@@ -244,10 +252,62 @@ def test_logits_of_token_ids_are_those_of_their_texts(victim_folder: Path) -> No
     encoded = victim.encoder(rows)
     assert np.array_equal(victim.logits_of(encoded), victim.logits(rows))
     order = [2, 0, 3]
-    np.testing.assert_allclose(
-        victim.logits_of(encoded.take(order)), victim.logits(rows)[order], atol=1e-5
-    )
+    assert np.array_equal(victim.logits_of(encoded.take(order)), victim.logits(rows)[order])
     assert victim.logits_of(encoded.take([])).shape == (0, 2)
+
+
+def test_victims_that_differ_in_few_word_embeddings_share_their_answers(
+    victim_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they answer is what their models answer, bit for bit, whoever was asked before."""
+    import torch
+
+    victim = load_victim(victim_folder, 64, "float32")
+    texts = ["the film was good", "the film was bad", "bad plot", "", "a good good film", "a"]
+    rows = Corpus.of(Row(text=text) for text in texts)
+    good, bad, film = victim.tokenizer.convert_tokens_to_ids(["good", "bad", "film"])
+    before = victim.logits(rows)
+    zeros = torch.zeros(3, word_embeddings(victim.model).shape[1])
+    asked: list[int] = []
+    computed = Victim._computed
+    monkeypatch.setattr(
+        Victim, "_computed", lambda self, rows: (asked.append(len(rows)), computed(self, rows))[1]
+    )
+    for values, ids, new in (
+        (zeros, [good, bad, film], 6),
+        (zeros, [good], 4),
+        (zeros, [good, bad], 1),
+        (zeros + 1, [good, bad], 4),
+        (zeros, [bad, good], 0),
+        (zeros, [], 2),
+    ):
+        altered = victim.with_word_embeddings(values[: len(ids)], ids)
+        answers = altered.logits(rows)
+        assert asked.pop() == new, ids
+        plain = victim.copy_of_model()
+        with torch.no_grad():
+            word_embeddings(plain)[ids] = values[: len(ids)]
+        assert torch.equal(word_embeddings(plain), word_embeddings(altered.model))
+        assert np.array_equal(answers, victim.with_model(plain).logits(rows)), ids
+        asked.clear()
+    assert np.array_equal(victim.logits(rows), before)
+    twice = victim.with_word_embeddings(zeros[:1], [good]).with_word_embeddings(zeros[:1], [bad])
+    both = victim.with_word_embeddings(zeros[:2], [good, bad])
+    assert np.array_equal(twice.logits(rows), both.logits(rows))
+
+
+def test_answers_are_not_shared_with_a_model_trained_further(victim_folder: Path) -> None:
+    import torch
+
+    victim = load_victim(victim_folder, 64, "float32")
+    rows = Corpus.of([Row(text="the film was good")])
+    altered = victim.with_word_embeddings(torch.zeros(0, 32), [])
+    altered.logits(rows)
+    model = altered.copy_of_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    assert not np.array_equal(altered.with_model(model).logits(rows), victim.logits(rows))
 
 
 def test_logits_are_computed_in_the_precision_of_the_victim(victim_folder: Path) -> None:
