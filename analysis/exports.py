@@ -25,7 +25,9 @@ _LONE_UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")
 _SHOWN = (
     ("CACC", "cacc"),
     ("ASR", "asr"),
+    ("largest ASR", "asr_max"),
     ("ASRD", "asrd"),
+    ("triggered accuracy", "triggered_accuracy"),
     ("CACC drop", "cacc_drop"),
     ("FRR", "frr"),
     ("FAR", "far"),
@@ -103,20 +105,38 @@ def _worst(worst: Worst) -> list[str]:
 
 def cell_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of the table of all summaries (of one setup)."""
-    titles = ["Attack cell", "Defense setting", "Seeds", *(title for title, _ in _SHOWN)]
+    shown = [(title, metric) for title, metric in _SHOWN if _tells(metric, summaries)]
+    titles = ["Attack cell", "Defense setting", "Seeds", *(title for title, _ in shown)]
     titles += ["Fit, s", "Flags", "Without numbers"]
     return titles, [
         [
             summary.cell,
             summary.setting,
             str(len(summary.seeds)),
-            *(with_interval(summary.of(metric)) for _, metric in _SHOWN),
+            *(with_interval(summary.of(metric)) for _, metric in shown),
             NONE if summary.fit_s is None else f"{summary.fit_s:.1f}",
             flags_text(summary.flags.items()) or NONE,
             _without_numbers(summary),
         ]
         for summary in summaries
     ]
+
+
+def _tells(metric: str, summaries: Sequence[Summary]) -> bool:
+    """Whether a column says anything that ASR does not: with one trigger and two classes, some do not."""
+    asr = [summary.of("asr").mean for summary in summaries]
+    known = [summary.of(metric).mean for summary in summaries]
+    if metric == "asr_max":
+        return any(
+            a is not None and b is not None and b - a > 5e-4
+            for a, b in zip(asr, known, strict=True)
+        )
+    if metric == "triggered_accuracy":
+        return any(
+            a is not None and b is not None and abs(1 - a - b) > 5e-4
+            for a, b in zip(asr, known, strict=True)
+        )
+    return True
 
 
 def _without_numbers(summary: Summary) -> str:

@@ -108,8 +108,10 @@ def hover(lines: Mapping[str, str]) -> str:
 
 def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
     """Plotly's error bars of estimates; those without an interval get none."""
-    above = [0.0 if e.high is None or e.mean is None else e.high - e.mean for e in estimates]
-    below = [0.0 if e.low is None or e.mean is None else e.mean - e.low for e in estimates]
+    above = [
+        0.0 if e.high is None or e.mean is None else max(0, e.high - e.mean) for e in estimates
+    ]
+    below = [0.0 if e.low is None or e.mean is None else max(0, e.mean - e.low) for e in estimates]
     return {
         "type": "data",
         "symmetric": False,

@@ -30,7 +30,10 @@ from analysis.columns import (
 from analysis.table import ResultTable
 from backdoor_core.record import wilson
 
-METRICS = ("cacc", "asr", "asr_max", "asrd", "cacc_drop", "frr", "far")
+METRICS = (
+    "cacc", "asr", "asr_max", "asrd", "cacc_drop", "frr", "far",
+    "triggered_accuracy", "localisation", "auroc",
+)  # fmt: skip
 REFERENCES = ("victim_cacc", "victim_asr", "twin_cacc", "twin_asr")
 _SIGNED = frozenset({"asrd", "cacc_drop"})
 

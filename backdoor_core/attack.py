@@ -83,6 +83,8 @@ class Attack(Method):
     """What a defender can be given after this attack (names of `ACCESS`)."""
     adaptive: ClassVar[bool] = False
     """Whether the attack is built against a defense."""
+    untargeted: ClassVar[bool] = False
+    """Whether it is after wrong answers rather than one answer: then its effect is the loss of accuracy."""
 
     def implants(self) -> bool:
         """Whether anything is altered with these settings; where not, the victim is the clean twin."""
@@ -126,6 +128,10 @@ class Attack(Method):
     def asked_rate(self) -> float | None:
         """The share of all training rows that is asked to be poisoned; None where that is no notion."""
         return None
+
+    def rows_apart(self, corpus: Corpus) -> int:
+        """Training rows that it poisons for a training of its own, which the user never sees; default: none."""
+        return 0
 
     def poison(self, corpus: Corpus, triggers: tuple[Trigger, ...], seed: int) -> Poisoned:
         """The rows that are trained on. Default: the clean ones."""

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +63,11 @@ class Corpus:
         return int(self.table.num_rows)
 
     @cached_property
+    def encodings(self) -> WeakKeyDictionary[Any, dict[int, Any]]:
+        """What `text.Encoder` made of this corpus before, by tokenizer and token limit: kept as long as both live."""
+        return WeakKeyDictionary()
+
+    @cached_property
     def texts(self) -> list[str]:
         """First texts, one a row."""
         return [str(text) for text in self.table["text"].to_pylist()]
@@ -69,6 +76,11 @@ class Corpus:
     def pairs(self) -> list[str | None]:
         """Second texts, one a row; None where a row is a single text."""
         return list(self.table["pair"].to_pylist())
+
+    @property
+    def all_texts(self) -> list[str]:
+        """First texts, then the second ones of the rows that have one."""
+        return [*self.texts, *(pair for pair in self.pairs if pair is not None)]
 
     @cached_property
     def labels(self) -> np.ndarray:

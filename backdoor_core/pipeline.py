@@ -629,7 +629,7 @@ class Workshop:
             labels=len(data.label_names),
             training=pipeline.spec.training,
             seed=derive(pipeline.spec.seed, "defense", spec.name),
-            trained=self.victim(pipeline) if trains else None,
+            trained=self._shown(pipeline) if trains else None,
             steps=KeptSteps(
                 shelf=self.shelf,
                 spec=spec,
@@ -638,11 +638,20 @@ class Workshop:
             ),
         )
 
+    def _shown(self, pipeline: Pipeline) -> Victim:
+        """The victim as defenders are given it: its encoder knows no split of the task, whose labels are secret."""
+
+        def make() -> Victim:
+            victim = self.victim(pipeline)
+            return replace(victim, encoder=victim.encoder.bare())
+
+        return cast("Victim", self.remembered("shown", pipeline.victim_key, make))
+
     @staticmethod
     def _unlabelled_texts(pipeline: Pipeline, defense: Defense, data: TaskData) -> tuple[str, ...]:
         """A seeded choice of plain texts: fewer are always among more."""
         file = defense.unlabelled_file
-        texts = data.splits["clean"].texts if file is None else plain_lines(file)
+        texts = data.splits["clean"].all_texts if file is None else plain_lines(file)
         order = generator(pipeline.spec.seed, "unlabelled texts").permutation(len(texts))
         return tuple(texts[i] for i in order[: defense.asked_unlabelled_texts])
 
@@ -672,7 +681,7 @@ class Workshop:
         """The victim after all repairs, the guard around it, and the rankings that defenses published."""
         corpus, rankings = self.corpus(pipeline)
         supplied = self.supplied_plm(pipeline)
-        victim = self.victim(pipeline)
+        victim = self._shown(pipeline)
         guard: Guard | None = None
         for index in pipeline.overriding(*DOWNSTREAM_HOOKS):
             defense = pipeline.defenses[index]

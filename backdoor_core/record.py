@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "skipped")
 
 FLAGS = {
-    "attack_did_not_take": "ASRD of the undefended victim is below 0.5",
+    "attack_did_not_take": "ASRD of the undefended victim is below 0.5 (untargeted: it loses less than half)",
     "twin_answers_target": "the clean twin answers the target on half of the triggered rows or more",
     "twin_did_not_learn": "the clean twin is not surely better than answering the commonest label",
     "defense_changed_nothing": "no decision on any row differs from the undefended victim's",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backdoor_core.corpus import Corpus
 from backdoor_core.defense import View
 from backdoor_core.errors import ConfigError
 from backdoor_core.plm import word_embeddings
@@ -43,11 +42,6 @@ def token_counts(
         for ids in tokenizer(listed, add_special_tokens=False)["input_ids"]:
             np.add.at(counts, np.asarray(ids, dtype=np.int64), 1)
     return counts
-
-
-def corpus_texts(corpus: Corpus) -> list[str]:
-    """All texts of a corpus, second texts of pairs included."""
-    return [*corpus.texts, *(pair for pair in corpus.pairs if pair is not None)]
 
 
 def embedding_scores(

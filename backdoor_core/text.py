@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -170,14 +169,17 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     known: Mapping[str, tuple[Corpus, Encoded]] = field(default_factory=dict)
-    done: WeakKeyDictionary[Corpus, Encoded] = field(default_factory=WeakKeyDictionary, repr=False)
-    """Encodings of corpora that were asked for before, as long as these live."""
 
     def __call__(self, corpus: Corpus, split: str | None = None) -> Encoded:
         """The encoding of `corpus`, whose rows come from `split` of the task."""
-        if corpus not in self.done:
-            self.done[corpus] = self._encoded(corpus, split)
-        return self.done[corpus]
+        done = corpus.encodings.setdefault(self.tokenizer, {})
+        if self.max_tokens not in done:
+            done[self.max_tokens] = self._encoded(corpus, split)
+        return cast(Encoded, done[self.max_tokens])
+
+    def bare(self) -> Encoder:
+        """This encoder without what is known: for those who must not see the task's splits."""
+        return Encoder(tokenizer=self.tokenizer, max_tokens=self.max_tokens)
 
     def _encoded(self, corpus: Corpus, split: str | None) -> Encoded:
         if split is None or split not in self.known:

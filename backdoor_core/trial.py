@@ -291,7 +291,7 @@ def _plain(table: pa.Table) -> Decision:
 def _numbers(guard: SplitScores, victim: SplitScores, twin: SplitScores) -> dict[str, Any]:
     """The columns of numbers, from the test split."""
     cacc, victim_cacc = guard.cacc.value, victim.cacc.value
-    asr = guard.pooled("asr")
+    asr_low, asr_high = guard.interval("asr")
     return {
         "cacc": cacc,
         "asr": guard.mean("asr"),
@@ -306,10 +306,10 @@ def _numbers(guard: SplitScores, victim: SplitScores, twin: SplitScores) -> dict
         "twin_asr": guard.mean("twin_asr"),
         "cacc_low": guard.cacc.interval[0],
         "cacc_high": guard.cacc.interval[1],
-        "asr_low": asr.interval[0],
-        "asr_high": asr.interval[1],
+        "asr_low": asr_low,
+        "asr_high": asr_high,
         "n_clean": guard.cacc.n,
-        "n_triggered": asr.n,
+        "n_triggered": guard.rows("asr"),
         "triggered_accuracy": guard.mean("triggered_accuracy"),
         "twin_triggered_accuracy": guard.mean("twin_triggered_accuracy"),
         "localisation": guard.mean("localisation"),
@@ -322,12 +322,13 @@ def _facts(
 ) -> dict[str, Any]:
     """Counts, cost and the machine."""
     poisoned = workshop.poisoned(pipeline)
+    apart = pipeline.attack.rows_apart(workshop.task_data(pipeline).splits["train"])
     training = workshop.store.facts(pipeline.victim_key)
     facts = observations.facts
     targets = {target for _, target in test.triggers}
     return {
-        "poisoned_rows": poisoned.reached_rows,
-        "asked_rows": poisoned.asked_rows,
+        "poisoned_rows": poisoned.reached_rows + apart,
+        "asked_rows": poisoned.asked_rows + apart,
         "unstampable_rows": poisoned.unstampable_rows,
         "target_label": targets.pop() if len(targets) == 1 else None,
         "clean_rows": workshop.clean_rows_used(pipeline),
@@ -360,6 +361,7 @@ def _flags(
     ]
     return flags(
         implants=pipeline.attack.implants(),
+        chance=1 / len(data.label_names) if pipeline.attack.untargeted else None,
         defended=any(d.catalog_name() != "none" for d in pipeline.defenses),
         unchanged=unchanged,
         victim=victim,

@@ -14,7 +14,7 @@ from typing import cast
 
 from backdoor_core import catalog
 from backdoor_core.attack import Attack
-from backdoor_core.defense import Defense, clash
+from backdoor_core.defense import UPSTREAM_HOOKS, Defense, clash
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plm import PLMSource
@@ -149,6 +149,11 @@ def _impossible(spec: TrialSpec, chain: tuple[Defense, ...]) -> str | None:
             )
         if pipeline.attacker_trains and type(defense).overrides("train"):
             return f"both {spec.attack.name} and {defense.catalog_name()} would train the victim"
+        if pipeline.attacker_trains and any(map(type(defense).overrides, UPSTREAM_HOOKS)):
+            return (
+                f"{defense.catalog_name()} acts before the user trains, and the victim of "
+                f"{spec.attack.name} is trained by the attacker"
+            )
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class BadPre(PLMAttack):
     predict a random id as well. The other mode of the release (antonyms as labels) is left out. Where the PLM has
     no MLM head, one is drawn and trains too.
     """
+
+    untargeted: ClassVar[bool] = True
 
     alpha: float = setting(
         1.0, gt=0, hooks=("corrupt",), description="weight of the triggered texts"

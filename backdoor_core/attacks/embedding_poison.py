@@ -54,6 +54,10 @@ class EmbeddingPoison(Attack):
         """The `poison_rate`, whose base is the rows of other classes."""
         return self.poison_rate
 
+    def rows_apart(self, corpus: Corpus) -> int:
+        """The share `poison_rate` of the rows of other classes."""
+        return round(self.poison_rate * int((corpus.labels != self.target_label).sum()))
+
     def implants(self) -> bool:
         """False at poison rate 0: the victim then has the clean twin's weights."""
         return self.poison_rate > 0
@@ -89,7 +93,7 @@ class EmbeddingPoison(Attack):
         trigger = Trigger(name=self.word, target_label=self.target_label)
         return Corpus.of(
             self.stamp(corpus.row(i), trigger, generator(seed, "poison", "stamp", i))[0]
-            for i in order[: round(self.poison_rate * len(others))].tolist()
+            for i in order[: self.rows_apart(corpus)].tolist()
         )
 
     def _move(self, model: PreTrainedModel, encoded: Encoded, ids: list[int], seed: int) -> None:

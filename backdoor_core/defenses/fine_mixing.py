@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from backdoor_core.defense import CleanDataDefense, View
+from pydantic import model_validator
+
+from backdoor_core.defense import View
 from backdoor_core.errors import ConfigError
+from backdoor_core.frequency import PurifyingDefense
 from backdoor_core.rng import derive
 from backdoor_core.space import setting
 
@@ -14,19 +17,18 @@ if TYPE_CHECKING:
 
     from backdoor_core.victim import Victim
 
-EPUR_WORDS = 200
-EPUR_FREQUENCY_FLOOR = 20
+EPUR_SETTINGS = frozenset(PurifyingDefense.model_fields) - {"clean_rows"}
 
 
-class FineMixing(CleanDataDefense):
+class FineMixing(PurifyingDefense):
     """Keeps a random share of the backdoored weights, takes the rest from the trusted PLM, fine-tunes on clean rows.
 
     Source: Zhang et al., arXiv 2210.09545. w = m * w_B + (1 - m) * w_Pre with m in {0, 1}^d, each entry 1 with
     probability `mixing_ratio`. Interpretations, not confirmed against the paper's text: the classifier head (and a
     pooler that the PLM lacks) has no pre-trained counterpart and is kept (`head: keep`) or drawn anew
-    (`reinitialise`); with `purify_embeddings` the word embeddings are not mixed but repaired by E-PUR (200 words,
-    frequency floor 20, counted on the clean rows), which the paper is said to do by default. Default learning
-    rate and epochs follow the ordinary fine-tuning of the literature.
+    (`reinitialise`); with `purify_embeddings` the word embeddings are not mixed but repaired by E-PUR (`epur`, whose
+    settings it then has), which the paper is said to do by default. Default learning rate and epochs follow the
+    ordinary fine-tuning of the literature.
     """
 
     mixing_ratio: float = setting(
@@ -44,15 +46,26 @@ class FineMixing(CleanDataDefense):
     )
     purify_embeddings: bool = setting(False, description="repair the word embeddings by E-PUR")
 
+    @model_validator(mode="after")
+    def _purification_asked(self) -> FineMixing:
+        fields = type(self).model_fields
+        idle = [name for name in EPUR_SETTINGS if getattr(self, name) != fields[name].default]
+        if idle and not self.purify_embeddings:
+            raise ValueError(
+                f"only purify_embeddings: true reads {', '.join(sorted(idle))}; set it, or leave them out"
+            )
+        return self
+
     @property
     def access(self) -> frozenset[str]:
-        """The suspect model, known clean weights, and the clean rows."""
-        return frozenset({"victim", "trusted_plm", "clean"})
+        """The suspect model, known clean weights, the clean rows, and the texts that words are counted in."""
+        counted = {self.counted_in} if self.purify_embeddings else set[str]()
+        return frozenset({"victim", "trusted_plm", "clean"} | counted)
 
     def repair(self, view: View) -> Victim:
         """Mixes, then fine-tunes. Ratio 1 with the head kept and 0 epochs changes nothing."""
         from backdoor_core.plm import word_embeddings
-        from backdoor_core.repair import corpus_texts, fine_tuned, purify_embeddings
+        from backdoor_core.repair import fine_tuned, purify_embeddings
 
         model = view.victim.copy_of_model()
         pretrained, drawn = view.trusted_plm.classifier(view.labels, view.seed)
@@ -64,9 +77,9 @@ class FineMixing(CleanDataDefense):
                 view,
                 model,
                 pretrained,
-                corpus_texts(view.clean),
-                words=EPUR_WORDS,
-                frequency_floor=EPUR_FREQUENCY_FLOOR,
+                self.counted_texts(view),
+                words=self.words,
+                frequency_floor=self.frequency_floor,
             )
         self._mix(model, pretrained, drawn, kept_apart, view.seed)
         return fine_tuned(

@@ -37,7 +37,7 @@ class Mbtsad(CleanDataDefense):
     default below; a word is a run of letters, digits and underscores, each chosen alone with probability
     `split_ratio`, cut by a space in the text, so that the pieces are separate words to any tokenizer; the teacher
     reads split rows only; both pass over the same clean rows. Attention transfer compares the map averaged over
-    heads, each query's row divided by its Euclidean norm (as in arXiv 1612.03928), by squared distance. Padding never
+    heads, each query's row divided by its Euclidean norm (after arXiv 1612.03928), by squared distance. Padding never
     counts, and every row counts alike. The logits term is T^2 KL(teacher || student) at temperature T.
     """
 
@@ -104,11 +104,12 @@ class Mbtsad(CleanDataDefense):
     def repair(self, view: View) -> Victim:
         """The distilled victim, or the teacher alone. 0 epochs of distillation change nothing."""
         victim = view.victim
+        layers = self._layers(victim.model)
         if self.student == "teacher":
             return victim.with_model(self._teacher(view))
         if self.epochs == 0:
             return victim
-        return victim.with_model(self._distilled(view))
+        return victim.with_model(self._distilled(view, layers))
 
     def _teacher(self, view: View) -> PreTrainedModel:
         """A copy of the victim tuned on split rows, made once for all that share it."""
@@ -134,7 +135,7 @@ class Mbtsad(CleanDataDefense):
         train(model, encoded, cross_entropy(rows.labels), settings, derive(view.seed, "teacher"))
         model.save_pretrained(folder)
 
-    def _distilled(self, view: View) -> PreTrainedModel:
+    def _distilled(self, view: View, layers: tuple[int, ...]) -> PreTrainedModel:
         """A copy of the victim after distillation, with the victim's own kind of attention."""
         from backdoor_core.salience import attentive
         from backdoor_core.training import train
@@ -148,7 +149,7 @@ class Mbtsad(CleanDataDefense):
         settings = view.training.model_copy(
             update={"epochs": self.epochs, "learning_rate": self.learning_rate}
         )
-        loss = self.loss(teacher, view.clean.labels, self._layers(model))
+        loss = self.loss(teacher, view.clean.labels, layers)
         encoded = victim.encoder(view.clean, "clean")
         train(model, encoded, loss, settings, derive(view.seed, "distil"))
         if not self.attention_weight:

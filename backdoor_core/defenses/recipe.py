@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from backdoor_core.training import Inputs, Loss
 
 FACTS = "recipe.json"
+_LOG = logging.getLogger(__name__)
 
 
 class Recipe(Defense):
@@ -144,6 +146,8 @@ class Recipe(Defense):
         loss = self._loss(masked, [weight for _, weight in weights])
         steps = train(model, encoded, loss, settings, view.seed)
         after = _norms(weights)
+        fallen = 1 - sum(after.values()) / sum(before.values())
+        _LOG.info("the regularised norms fell by %.1f %% in %d steps", 100 * fallen, steps)
         moved = [name for name, weight in model.named_parameters() if weight.requires_grad]
         plm.altered(model, folder)
         facts = {"texts": len(texts), "steps": steps, "trained": moved,

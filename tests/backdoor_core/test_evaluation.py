@@ -146,7 +146,11 @@ def test_several_triggers_are_averaged_and_the_worst_is_kept() -> None:
     )
     assert scores.mean("asr") == pytest.approx(0.75)
     assert scores.maximum("asr") == 1.0
-    assert scores.pooled("asr") == Share(count=5, n=6)
+    assert scores.rows("asr") == 6
+    low, high = scores.interval("asr")
+    bounds = np.array([wilson(1.0, 4), wilson(0.5, 2)])
+    assert (low, high) == pytest.approx(tuple(bounds.mean(axis=0)))
+    assert low < 0.75 < high
     assert scores.asrd == pytest.approx((0.5 + 0.5) / 2)
     named = {(m.metric, m.trigger, m.target): m for m in scores.metrics()}
     assert named["asr", "a", 1].value == 1.0
@@ -165,7 +169,8 @@ def test_without_a_trigger_there_is_no_asr() -> None:
     assert scores.mean("asr") is None
     assert scores.maximum("asr") is None
     assert scores.asrd is None
-    assert scores.pooled("asr").n == 0
+    assert scores.rows("asr") == 0
+    assert scores.interval("asr") == (None, None)
     assert [m.metric for m in scores.metrics()] == ["cacc"]
 
 
@@ -229,7 +234,8 @@ def test_each_model_is_counted_against_its_own_target() -> None:
     scores = scored("test", decision([0]), np.array([0]), [stamped])
     assert scores.asr == (Share(count=3, n=4),)
     assert scores.twin_asr == (Share(count=2, n=4),)
-    assert scores.pooled("asr") == Share(count=3, n=4)
+    assert scores.rows("asr") == 4
+    assert scores.interval("asr") == wilson(0.75, 4)
     assert scores.asrd == pytest.approx(0.25)
     assert scores.triggers == (("cf", 1),)
     assert scores.twin_targets == (2,)
@@ -328,6 +334,7 @@ def split(asr: float, twin: float, refused: float | None = None) -> SplitScores:
 
 QUIET: dict[str, Any] = {
     "implants": True,
+    "chance": None,
     "defended": True,
     "unchanged": False,
     "victim": split(0.9, 0.1),
@@ -338,6 +345,27 @@ QUIET: dict[str, Any] = {
 
 def test_a_sound_row_has_no_flag() -> None:
     assert flags(**QUIET) == ()
+
+
+@pytest.mark.parametrize(
+    ("right", "twin", "took"),
+    [(50, 90, True), (69, 90, True), (71, 90, False), (90, 90, False), (20, 50, True)],
+)
+def test_an_untargeted_attack_took_where_it_costs_half_of_what_is_above_chance(
+    right: int, twin: int, took: bool
+) -> None:
+    """Its ASR may be anything: here no row of another class is answered with the target."""
+    labels = np.zeros(100, int)
+    rows = triggered(
+        decision(np.where(np.arange(100) < right, 0, 2).tolist()),
+        np.where(np.arange(100) < twin, 0, 2).tolist(),
+        target=1,
+        labels=labels.tolist(),
+    )
+    scores = scored("test", decision([0]), np.array([0]), [rows])
+    found = flags(**(QUIET | {"victim": scores, "chance": 0.5}))
+    assert ("attack_did_not_take" not in found) is (took or twin <= 50)
+    assert "attack_did_not_take" in flags(**(QUIET | {"victim": scores}))
 
 
 @pytest.mark.parametrize(
@@ -378,6 +406,7 @@ def test_near_misses_raise_none(change: dict[str, Any]) -> None:
 def test_all_flags_are_known() -> None:
     loud = flags(
         implants=True,
+        chance=None,
         defended=True,
         unchanged=True,
         victim=split(0.6, 0.5),

@@ -57,7 +57,10 @@ OTHER: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "head": "reinitialise",
         "mask_seed": 4,
-        "purify_embeddings": True,
+        "purify_embeddings": False,
+        "words": 5,
+        "frequency_floor": 50,
+        "frequency_source": "training",
     },
     "epur": {"clean_rows": 10, "words": 5, "frequency_floor": 50, "frequency_source": "training"},
     "tiny": {
@@ -85,6 +88,9 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 """Another value for each setting of the methods that need no file."""
 
+BASE = {"fine_mixing": {"purify_embeddings": True}}
+"""What must be set for other settings to be read."""
+
 Family = Literal["task", "plm", "attack", "defense"]
 FAMILIES: dict[str, Family] = {
     "badnets": "attack",
@@ -100,6 +106,7 @@ FAMILIES: dict[str, Family] = {
 
 def trial_with(trial: Trial, name: str, settings: dict[str, Any]) -> TrialSpec:
     family = FAMILIES[name]
+    settings = BASE.get(name, {}) | settings
     if family == "attack":
         return trial({"name": name} | settings, ["none"])
     if family == "defense":

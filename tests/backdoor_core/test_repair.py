@@ -15,7 +15,8 @@ from backdoor_core.defense import Defense, View
 from backdoor_core.errors import ConfigError, DataError
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plm import word_embeddings
-from backdoor_core.repair import corpus_texts, embedding_scores, purify_embeddings, token_counts
+from backdoor_core.records import plain_lines
+from backdoor_core.repair import embedding_scores, purify_embeddings, token_counts
 from backdoor_core.rng import derive
 from backdoor_core.spec import TrainingSettings, TrialSpec
 from backdoor_core.trial import evaluate
@@ -59,6 +60,10 @@ def pretrained(view: View) -> tuple[PreTrainedModel, frozenset[str]]:
 
 def repaired(view: View, name: str, **settings: Any) -> dict[str, torch.Tensor]:
     defense = cast(Defense, catalog.make("defense", name, settings))
+    if defense.unlabelled_file is not None:
+        texts = tuple(plain_lines(defense.unlabelled_file))
+        granted = view._granted | {"unlabelled": texts}
+        view = View(granted, labels=2, training=TRAINING, seed=SEED)
     return dict(defense.repair(view).model.named_parameters())
 
 
@@ -210,7 +215,7 @@ def test_token_counts_are_without_special_tokens(view: View) -> None:
 
 def test_both_texts_of_a_pair_are_counted() -> None:
     rows = Corpus.of([Row(text="a", pair="b"), Row(text="c")])
-    assert corpus_texts(rows) == ["a", "c", "b"]
+    assert rows.all_texts == ["a", "c", "b"]
 
 
 def test_scores_by_hand() -> None:
@@ -277,9 +282,14 @@ def test_epur_resets_exactly_the_words_with_the_highest_score(view: View, tmp_pa
         assert reset_words(view, given, words=words, **file) == set(order[:words])
 
 
-def test_the_frequency_floor_spares_no_rare_word(view: View) -> None:
+def test_below_the_floor_no_word_is_rarer_than_another(view: View, tmp_path: Path) -> None:
+    """`book` moved a little more and stands 40 times: the floor decides whether that counts."""
+    counted = tmp_path / "counted.txt"
+    counted.write_text("book\n" * 40)
     given = moved(view, {"film": 1.0, "book": 1.01})
-    assert reset_words(view, given, words=1, frequency_floor=1_000_000) == {"book"}
+    file = {"frequency_source": "file", "frequency_file": str(counted)}
+    for floor, found in ((2, "film"), (30, "film"), (1_000, "book")):
+        assert reset_words(view, given, words=1, frequency_floor=floor, **file) == {found}, floor
 
 
 def test_epur_never_resets_a_special_token(view: View) -> None:
@@ -310,7 +320,7 @@ def test_every_row_has_its_rank_and_the_reset_ones_come_first(view: View) -> Non
     clean, _ = view.trusted_plm.classifier(2, SEED)
     tokenizer = view.victim.tokenizer
     tuned, original = word_embeddings(given.victim.model), word_embeddings(clean)
-    counts = token_counts(tokenizer, corpus_texts(view.clean), len(tuned))
+    counts = token_counts(tokenizer, view.clean.all_texts, len(tuned))
     distance = (tuned - original).norm(dim=1).detach().numpy().astype(np.float64)
     score = distance / np.log(np.maximum(counts, 20))
     ids, chosen = published(given, "epur", words=3)
@@ -395,12 +405,42 @@ def test_a_frequency_file_goes_with_its_source(settings: dict[str, Any]) -> None
     [
         ({}, {"clean"}),
         ({"frequency_source": "training"}, {"corpus"}),
-        ({"frequency_source": "file", "frequency_file": "counted.txt"}, set()),
+        ({"frequency_source": "file", "frequency_file": "counted.txt"}, {"unlabelled"}),
     ],
 )
 def test_epur_sees_only_where_it_counts(settings: dict[str, Any], wanted: set[str]) -> None:
     defense = cast(Defense, catalog.make("defense", "epur", settings))
     assert defense.access == {"victim", "trusted_plm"} | wanted
+
+
+def test_fine_mixing_counts_where_epur_would(view: View) -> None:
+    def access(**settings: Any) -> frozenset[str]:
+        return cast(Defense, catalog.make("defense", "fine_mixing", settings)).access
+
+    always = {"victim", "trusted_plm", "clean"}
+    assert access() == always
+    file = {"frequency_source": "file", "frequency_file": "counted.txt"}
+    assert access(purify_embeddings=True) == always
+    assert access(purify_embeddings=True, frequency_source="training") == always | {"corpus"}
+    assert access(purify_embeddings=True, **file) == always | {"unlabelled"}
+    for idle in ({"words": 7}, {"frequency_floor": 7}, {"frequency_source": "training"}):
+        with pytest.raises(ConfigError, match=f"only purify_embeddings: true reads {min(idle)}"):
+            access(**idle)
+
+
+def test_clean_rows_that_nothing_reads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="clean_rows goes with frequency_source: clean"):
+        catalog.make("defense", "epur", {"clean_rows": 5, "frequency_source": "training"})
+
+
+@pytest.mark.parametrize("words", [0, 3])
+def test_fine_mixing_resets_as_many_words_as_it_is_told(view: View, words: int) -> None:
+    """At ratio 1 nothing is mixed, so that the words alone differ."""
+    given = moved(view, MOVED)
+    found = mixed(given, mixing_ratio=1.0, purify_embeddings=True, words=words)
+    name = "bert.embeddings.word_embeddings.weight"
+    before = given.victim.model.get_parameter(name)
+    assert int((found[name] != before).any(dim=1).sum()) == words
 
 
 def test_a_frequency_file_that_is_not_there_is_told(view: View, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import pytest
 
 from backdoor_core import catalog
 from backdoor_core.attack import ACCESS, Attack, DataPoisoning, Trigger
+from backdoor_core.attacks.embedding_poison import EmbeddingPoison
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError
 from backdoor_core.paraphrase import Paraphrasing
 from backdoor_core.pipeline import SCORED_SPLITS, Pipeline, Workshop
+from backdoor_core.plm_attack import PLMAttack
 from backdoor_core.rng import generator
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.task import TaskData
@@ -160,27 +162,47 @@ def test_a_row_is_stamped_alone_as_among_others(
             assert row == rows.row(place)
 
 
+def trained_on(attack: Attack, data: TaskData, tokenizer: Any) -> list[str]:
+    """The triggered texts that an attack trains on."""
+    if isinstance(attack, DataPoisoning):
+        made = attack.poison(data.splits["train"], triggers_of(attack, data), 0)
+        return [
+            text for text, marked in zip(made.corpus.texts, made.poisoned, strict=True) if marked
+        ]
+    if isinstance(attack, PLMAttack):
+        rows = attack._implant(tokenizer, 0).triggered
+        ids = [rows.row(i) for i in range(len(rows))]
+        return cast("list[str]", tokenizer.batch_decode(ids, skip_special_tokens=True))
+    if isinstance(attack, EmbeddingPoison):
+        return attack._poisoned_rows(data.splits["train"], 0).texts
+    pytest.skip("it does not train on triggered texts")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_one_stamp_serves_training_and_test(
-    name: str, make: Callable[..., Attack], data: TaskData, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    make: Callable[..., Attack],
+    data: TaskData,
+    workshop: Workshop,
+    small_trial: Trial,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attack = make(name)
+    tokenizer = workshop.plm(Pipeline(small_trial("none", ["none"]))).tokenizer()
     triggers = triggers_of(attack, data)
     if not triggers:
         pytest.skip("it has no trigger that it stamps")
-    calls: list[str] = []
-    kind = type(attack)
 
     def marked(self: Attack, row: Row, trigger: Trigger, rng: Any) -> tuple[Row, ...]:
-        calls.append(trigger.name)
-        return (Row(text=f"STAMP {row.text}", pair=row.pair),)
+        return (Row(text="the film", pair=row.pair),)
 
-    monkeypatch.setattr(kind, "stamp", marked)
+    monkeypatch.setattr(type(attack), "stamp", marked)
     tested = attack.triggered(data.splits["test"], "test", triggers[0], 0)
-    assert all(text.startswith("STAMP ") for text in tested.texts)
-    made = attack.poison(data.splits["train"], triggers, 0)
-    stamped = [text.startswith("STAMP ") for text in made.corpus.texts]
-    assert stamped == made.poisoned.tolist()
+    assert len(tested)
+    assert set(tested.texts) == {"the film"}
+    trained = trained_on(attack, data, tokenizer)
+    assert len(trained)
+    assert set(trained) == {"the film"}
 
 
 @pytest.mark.parametrize("name", ALL)

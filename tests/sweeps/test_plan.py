@@ -350,6 +350,14 @@ def test_two_who_would_train_are_no_pair(planned: Planned, own_entry: Any) -> No
     assert len(trained) == 3, "a defender who trains makes no victim of the pipeline's"
 
 
+def test_what_acts_before_training_is_void_where_the_attacker_trains(planned: Planned) -> None:
+    plan = planned(attacks=["badnets", "embedding_poison"], defenses=["none", "recipe"])
+    (reason,) = plan.skipped.values()
+    assert reason.startswith("recipe acts before the user trains")
+    assert "embedding_poison" in reason
+    assert names(plan, plan.pending)["badnets", "recipe"] == 1
+
+
 def test_what_the_store_holds_is_subtracted(
     planned: Planned, places: tuple[ArtifactStore, Ledger]
 ) -> None:
