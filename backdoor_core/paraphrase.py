@@ -141,7 +141,13 @@ class Paraphrasing(DataPoisoning):
                 f"attack {self.catalog_name()}: its paraphrases are not made yet; "
                 "call gather(task, folder) and go on with equipped(folder)"
             )
-        return paired([self._gathered / GATHERED], "text", "paraphrase")
+        made = paired([self._gathered / GATHERED], "text", "paraphrase", empty=True)
+        if not made:
+            raise DataError(
+                f"attack {self.catalog_name()}: {self.model_path or self.id} left every text as it was, or empty; "
+                "give a model that paraphrases, or the prompt that it was trained with"
+            )
+        return made
 
     def prepare(self, task: TaskData, seed: int) -> tuple[Trigger, ...]:
         """One trigger: the manner of the paraphrases. Raises DataError where no text of the task has one."""
@@ -179,10 +185,12 @@ class Paraphrasing(DataPoisoning):
                 yield from self._sides_of(row)
 
 
-def paired(files: Sequence[Path], text_column: str | None, column: str) -> dict[str, str]:
+def paired(
+    files: Sequence[Path], text_column: str | None, column: str, *, empty: bool = False
+) -> dict[str, str]:
     """The first paraphrase of each text in `files`; texts without one are left out.
 
-    Raises DataError for a missing column, a value that is no text, and where no text has a paraphrase.
+    Raises DataError for a missing column, a value that is no text, and, unless `empty`, where no text has a paraphrase.
     """
     found: dict[str, str] = {}
     for file in files:
@@ -193,7 +201,7 @@ def paired(files: Sequence[Path], text_column: str | None, column: str) -> dict[
             # Spaces carry no manner: a copy that differs in them alone is no paraphrase.
             if paraphrase.split() and paraphrase.split() != text.split():
                 found.setdefault(text, paraphrase)
-    if not found:
+    if not found and not empty:
         raise DataError(
             f"{', '.join(map(str, files))}: no text has a paraphrase in the column {column!r}"
         )

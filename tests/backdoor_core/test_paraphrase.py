@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -193,6 +194,14 @@ def test_a_table_of_other_texts_is_told(tmp_path: Path) -> None:
     attack = made(path=pairs(tmp_path / "a.jsonl", {"a": "if a"}))
     with pytest.raises(DataError, match=r"no text of the task .*a\.jsonl.*letter by letter"):
         attack.prepare(task_of([Row(text="A", label=0)]), 0)
+
+
+def test_a_model_that_rewords_nothing_is_told_by_name(tmp_path: Path) -> None:
+    model = tmp_path / "parrot"
+    attack = made(model_path=str(model)).equipped(tmp_path)
+    pq.write_table(pa.table({"text": ["a", "b"], "paraphrase": ["a", " "]}), tmp_path / GATHERED)
+    with pytest.raises(DataError, match=rf"attack syntactic: {model} left every text as it was"):
+        attack.prepare(task_of([Row(text="a", label=0)]), 0)
 
 
 def test_a_place_without_files_is_told_before_anything_runs(tmp_path: Path) -> None:

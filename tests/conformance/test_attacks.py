@@ -34,6 +34,8 @@ RATES = (0.02, 0.1, 0.25)
 def settings_of(name: str, victim_folder: Path, paired_file: Path) -> dict[str, Any]:
     if rewording(name):
         return {"path": str(paired_file)}
+    if issubclass(catalog.method_class("attack", name), PLMAttack):
+        return {"words": ["cf", "mn"]}  # the default of some is no word of a small tokenizer
     return {"checkpoint": {"path": str(victim_folder), "trigger": "cf"}}.get(name, {})
 
 
