@@ -6,6 +6,7 @@ Curves over settings and poison rates are in `curves`. All take the values of `s
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
 from analysis.worst import WorstCase
 from backdoor_core.errors import DataError, DependencyError
 
+_PANELS_BESIDE = 3
 _CELLS_BESIDE = 9
 """Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
 
@@ -58,19 +60,24 @@ def tradeoff_figure(
             trace.visible = len(owners) == 0 or owners[0] == name
             figure.add_trace(trace)
             owners.append(name)
-    every = [point for points in choices.values() for point in points]
-    ends = [
-        value
-        for point in every
-        for value in (point.cacc.mean, point.cacc.low, point.cacc.high)
-        if value is not None
-    ]
     figure.update_layout(
         **layout(560, updatemenus=[menu(list(choices), owners)], margin={"t": 80, "b": 60}),
         xaxis={"title": ASR_TITLE, "range": SHARE_RANGE, "tickformat": ".1f"},
-        yaxis={"title": CACC_TITLE, "range": cacc_range(ends)},
+        yaxis={"title": CACC_TITLE, "range": _cacc_range(choices)},
     )
     return figure
+
+
+def _cacc_range(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    return cacc_range(
+        [
+            value
+            for points in choices.values()
+            for point in points
+            for value in (point.cacc.mean, point.cacc.low, point.cacc.high)
+            if value is not None
+        ]
+    )
 
 
 def _choices(
@@ -206,10 +213,18 @@ def _heat_map(
     )
 
 
-def static_tradeoff(worst: Sequence[WorstCase], setup: tuple[str, str]) -> str:
-    """The worst-case trade-off of one setup as the text of an SVG picture, for a README or a paper.
+def static_tradeoff(
+    found: Sequence[Summary],
+    worst: Sequence[WorstCase],
+    setup: tuple[str, str],
+    *,
+    by_attack: bool = False,
+) -> str:
+    """The trade-off of one setup as the text of an SVG picture, for a README or a paper.
 
-    Raises DependencyError without matplotlib (the `notebook` extra), DataError where there is no point.
+    One panel: the worst case over attacks. With `by_attack` a panel for each attack cell, on common axes: for sweeps
+    whose defenses do not all meet the same attacks. Raises DependencyError without matplotlib (the `notebook`
+    extra), DataError where there is no point.
     """
     try:
         from matplotlib import rc_context
@@ -218,12 +233,42 @@ def static_tradeoff(worst: Sequence[WorstCase], setup: tuple[str, str]) -> str:
         raise DependencyError(
             "a static picture needs matplotlib; install the extra: pip install 'backdoor-sweeps[notebook]'"
         ) from error
-    points = worst_points(worst, setup)
-    if not points:
+    choices = _choices(found, worst, setup)
+    panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}
+    if by_attack:
+        panels = choices
+    if not any(panels.values()):
         raise DataError(f"no defense setting of {' with '.join(setup)} has both ASR and CACC")
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    styles = style_of(case.defense for case in worst)
+    columns = min(len(panels), _PANELS_BESIDE)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 + 3.0 * columns, 1.2 + 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    styles = style_of(summary.defense for summary in found)
+    for axes, (name, points) in zip(grid.flat, panels.items(), strict=False):
+        _panel(axes, name, points, styles)
+    for place, axes in enumerate(grid.flat[len(panels) :], start=len(panels)):
+        axes.set_axis_off()
+        grid.flat[place - columns].tick_params(labelbottom=True)
+    grid.flat[0].set(xlim=SHARE_RANGE, ylim=_cacc_range(panels))
+    figure.supxlabel(ASR_TITLE, fontsize=10)
+    figure.supylabel(CACC_TITLE, fontsize=10)
+    known: dict[str, Any] = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(
+        known.values(), known.keys(), loc="outside right upper", fontsize=9, frameon=False
+    )
+    sink = io.StringIO()
+    with rc_context({"svg.hashsalt": "backdoor-sweeps"}):  # equal data, equal file
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    return sink.getvalue()
+
+
+def _panel(
+    axes: Any, name: str, points: Sequence[Point], styles: Mapping[str, tuple[str, int]]
+) -> None:
+    """One plane with its points and their front, on matplotlib's axes."""
     for defense, ranked in dict.fromkeys((point.defense, point.ranked) for point in points):
         mine = [p for p in points if (p.defense, p.ranked) == (defense, ranked)]
         _draw(axes, mine, styles[defense])
@@ -237,14 +282,8 @@ def static_tradeoff(worst: Sequence[WorstCase], setup: tuple[str, str]) -> str:
         linewidth=1,
         label="Pareto front",
     )
-    axes.set(xlim=SHARE_RANGE, xlabel=f"{ASR_TITLE}, worst case", ylabel=CACC_TITLE)
-    axes.set_title(" with ".join(setup).replace("$", r"\$"), fontsize=11)
+    axes.set_title(name.replace("$", r"\$"), fontsize=10)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    sink = io.StringIO()
-    with rc_context({"svg.hashsalt": "backdoor-sweeps"}):  # equal data, equal file
-        figure.savefig(sink, format="svg", metadata={"Date": None})
-    return sink.getvalue()
 
 
 def _draw(axes: Any, points: Sequence[Point], style: tuple[str, int]) -> None:

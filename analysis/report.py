@@ -57,13 +57,16 @@ def write_report(
     return Path(folder.path(REPORT))
 
 
-def write_tradeoff_svg(out: str | Path | Iterable[str | Path], path: str | Path) -> Path:
-    """Writes the worst-case trade-off as SVG; returns the path.
+def write_tradeoff_svg(
+    out: str | Path | Iterable[str | Path], path: str | Path, *, by_attack: bool = False
+) -> Path:
+    """Writes the trade-off as SVG, for the worst case or with a panel for each attack cell; returns the path.
 
     With several setups (task x PLM) each gets a file of its own: `name-2.svg` is the second. Raises
     DependencyError without matplotlib, DataError where no defense setting has both ASR and CACC.
     """
-    worst = worst_cases(summaries(loaded(out)))
+    found = summaries(loaded(out))
+    worst = worst_cases(found)
     setups = list(dict.fromkeys(case.setup for case in worst))
     if not setups:
         raise DataError("no attack cell has numbers yet, so there is no trade-off to draw")
@@ -71,7 +74,8 @@ def write_tradeoff_svg(out: str | Path | Iterable[str | Path], path: str | Path)
     folder = Folder(first.resolve().parent).make()
     for place, setup in enumerate(setups, start=1):
         name = first.name if place == 1 else f"{first.stem}-{place}{first.suffix}"
-        folder.write(name, static_tradeoff(worst, setup).encode())
+        picture = static_tradeoff(found, worst, setup, by_attack=by_attack)
+        folder.write(name, picture.encode())
     return first
 
 

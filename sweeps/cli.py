@@ -281,14 +281,18 @@ def list_methods(family: str, as_json: bool) -> None:
 @click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
               help="Folder for the report (default: the output folder).")  # fmt: skip
 @click.option("--svg", type=click.Path(path_type=Path), default=None,
-              help="Also write the trade-off plot as an SVG file.")  # fmt: skip
-def report(out: Path, destination: Path | None, svg: Path | None) -> None:
+              help="Also write the worst-case trade-off plot as an SVG file.")  # fmt: skip
+@click.option("--by-attack", is_flag=True,
+              help="With --svg: a panel for each attack instead of the worst case.")  # fmt: skip
+def report(out: Path, destination: Path | None, svg: Path | None, by_attack: bool) -> None:
     """Write report.html, summary.csv and summary.md."""
     from analysis.report import write_report, write_tradeoff_svg
 
+    if by_attack and svg is None:
+        raise click.UsageError("--by-attack goes with --svg FILE")
     click.echo(f"report: {write_report(out, destination)}")
     if svg is not None:
-        write_tradeoff_svg(out, svg)
+        write_tradeoff_svg(out, svg, by_attack=by_attack)
         click.echo(f"plot: {svg}")
 
 

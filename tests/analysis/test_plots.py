@@ -61,7 +61,7 @@ def test_figures_of_an_unknown_setup_are_none(found, worst) -> None:
     assert setting_curves(found, worst, nowhere) == []
     assert rate_curves(found, nowhere) == []
     with pytest.raises(DataError, match="no defense setting"):
-        static_tradeoff(worst, nowhere)
+        static_tradeoff(found, worst, nowhere)
 
 
 def test_heat_maps_hold_every_cell_and_setting(found) -> None:
@@ -136,14 +136,14 @@ def test_labels_are_escaped_for_plotly() -> None:
     assert plain("<a href='x'>") == "&lt;a href='x'&gt;"
 
 
-def test_static_picture_is_svg_and_the_same_each_time(worst) -> None:
+def test_static_picture_is_svg_and_the_same_each_time(found, worst) -> None:
     pytest.importorskip("matplotlib")
-    first = static_tradeoff(worst, SETUP)
+    first = static_tradeoff(found, worst, SETUP)
     assert ElementTree.fromstring(first).tag.endswith("svg")
-    assert static_tradeoff(worst, SETUP) == first
+    assert static_tradeoff(found, worst, SETUP) == first
 
 
-def test_static_picture_without_matplotlib_says_what_to_install(worst, monkeypatch) -> None:
+def test_static_picture_without_matplotlib_says_what_to_install(found, worst, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(DependencyError, match="notebook"):
-        static_tradeoff(worst, SETUP)
+        static_tradeoff(found, worst, SETUP)

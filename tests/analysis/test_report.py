@@ -228,3 +228,18 @@ def test_svg_of_each_setup(sweep_out: Path, tmp_path: Path, record, write) -> No
     out = write(tmp_path / "two", [record(), record(plm="roberta")])
     write_tradeoff_svg(out, tmp_path / "t.svg")
     assert (tmp_path / "t-2.svg").exists()
+
+
+def test_svg_with_a_panel_for_each_attack(tmp_path: Path, record, write) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        record(attack=attack, attack_settings={}, poison_rate=None, asr=asr, defense=defense)
+        for attack, defense, asr in (("por", "none", 0.9), ("por", "recipe", 0.2), ("neuba", "none", 0.8))
+    ]  # fmt: skip
+    out = write(tmp_path, rows)
+    panels = write_tradeoff_svg(out, tmp_path / "panels.svg", by_attack=True).read_text()
+    assert "<!-- Against por -->" in panels
+    assert "<!-- Against neuba -->" in panels
+    worst = write_tradeoff_svg(out, tmp_path / "worst.svg").read_text()
+    assert "<!-- Against por -->" not in worst
+    assert "<!-- Worst case over attacks" in worst
