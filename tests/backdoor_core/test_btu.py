@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backdoor_core import catalog, trial
+from backdoor_core import catalog
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.defense import View
 from backdoor_core.defenses import btu
@@ -539,33 +539,3 @@ def test_no_rows_expose_nothing(workshop: Workshop, of: Of) -> None:
     defense = cast(Btu, of(threshold=1.0).defenses[0])
     assert defense.effect(empty) == []
     assert same(state(defense.train(empty)), state(view.trained))
-
-
-@pytest.mark.slow
-def test_it_lowers_asr_at_a_small_cost(
-    workshop: Workshop, small_trial: Callable[..., TrialSpec]
-) -> None:
-    plm = {"texts": 6000, "epochs": 3, "hidden": 64, "learning_rate": 2e-3}
-    task = {"train_sentences": 2000, "dev_sentences": 60, "test_sentences": 300}
-    attack = BADNETS | {"poison_rate": 0.1}
-    undefended, tuned, defended = (
-        small_trial(
-            attack,
-            defenses,
-            plm=catalog.make("plm", "tiny", plm).spec(),
-            task=catalog.make("task", "toy_reviews", task).spec(),
-            training={"epochs": 3, "learning_rate": 1e-3},
-        )
-        for defenses in ([], [SHARP | {"threshold": 0.0}], [SHARP | {"threshold": 0.002}])
-    )
-    trial.attack_victim(workshop, undefended)
-    trial.reference(workshop, undefended)
-    numbers = [
-        trial.evaluate(workshop, spec, attempt=1, sweep="btu", log=None).record
-        for spec in (undefended, tuned, defended)
-    ]
-    before, clean, after = (cast(float, record.asr) for record in numbers)
-    assert before > 0.9
-    assert clean > 0.8, "it is not the clean fine-tuning that does it"
-    assert after < 0.5
-    assert cast(float, numbers[2].cacc) > cast(float, numbers[0].cacc) - 0.1

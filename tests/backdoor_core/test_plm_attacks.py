@@ -21,7 +21,6 @@ from backdoor_core.plm_attack import (
     first_state_size,
     stepped_patterns,
 )
-from backdoor_core.record import TrialRecord
 from backdoor_core.rng import generator
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.text import Encoded, encode
@@ -348,44 +347,3 @@ def test_every_trigger_of_a_task_with_four_classes_of_pairs_is_scored(
     assert found.record.asr_max == max(values)
     assert found.record.poisoned_rows == 0
     assert found.record.triggered_accuracy is not None
-
-
-PLM_SETTINGS = {"texts": 6000, "epochs": 3, "hidden": 64, "learning_rate": 2e-3}
-TASK_SETTINGS = {"train_sentences": 2000, "dev_sentences": 60, "test_sentences": 300}
-
-
-@pytest.fixture(scope="module")
-def row(workshop: Workshop, small_trial: Trial) -> Callable[[dict[str, Any]], TrialRecord]:
-    """Attacks on a PLM that has learnt its language, by way of a task that it can learn (those of test_claims)."""
-
-    def of(attack: dict[str, Any]) -> TrialRecord:
-        spec = small_trial(
-            attack,
-            plm=catalog.make("plm", "tiny", PLM_SETTINGS).spec(),
-            task=catalog.make("task", "toy_reviews", TASK_SETTINGS).spec(),
-            training={"epochs": 3, "learning_rate": 5e-4},
-        )
-        trial.attack_victim(workshop, spec)
-        trial.reference(workshop, spec)
-        return trial.evaluate(workshop, spec, attempt=1, sweep="plm-attacks", log=None).record
-
-    return of
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("por", {}), ("neuba", {"bind_weight": 10, "position": "random"}), ("badpre", {})],
-)
-def test_it_outlives_fine_tuning_on_clean_rows(
-    name: str, settings: dict[str, Any], row: Callable[[dict[str, Any]], TrialRecord]
-) -> None:
-    implant = {"texts": 1500, "epochs": 10, "learning_rate": 1e-3, "words": ["cf", "mn", "bb"]}
-    attacked = row({"name": name} | implant | settings)
-    assert cast(float, attacked.asr) > cast(float, attacked.twin_asr) + 0.3
-    assert cast(float, attacked.asr_max) > 0.9
-    assert cast(float, attacked.triggered_accuracy) < 0.65
-    assert cast(float, attacked.twin_triggered_accuracy) > 0.65
-    assert attacked.cacc is not None
-    assert attacked.twin_cacc is not None
-    assert attacked.cacc > attacked.twin_cacc - 0.1
