@@ -355,6 +355,13 @@ def test_it_reads_only_what_it_declares(one: Fitted) -> None:
         assert set().union(*(view.asked for view in one.views))
 
 
+def test_no_victim_that_it_is_shown_knows_a_split_of_the_task(one: Fitted) -> None:
+    """An encoder holds the rows, labels and all, of the splits whose encodings it knows."""
+    for view in one.views:
+        shown = [view._granted.get("victim"), view._trained]
+        assert [victim for victim in shown if victim is not None and victim.encoder.known] == []
+
+
 def test_it_does_not_go_past_its_view(case: tuple[str, dict[str, Any]]) -> None:
     import inspect
 
