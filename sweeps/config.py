@@ -434,6 +434,8 @@ def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
         if name not in method.model_fields:
             continue
         given = few.get(name, method.model_fields[name].default)
+        if given is None and limits is SMOKE_LIMITS:
+            continue  # all there is, which a smoke run has cut already
         if given is None or (_is_whole(given) and given > limit):
             few[name] = limit
     return few

@@ -52,6 +52,7 @@ ORDER = (
     "plm_attack",
     "defense",
     "repair",
+    "frequency",
     "catalog",
     "checks",
     "evaluation",

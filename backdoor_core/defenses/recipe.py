@@ -40,8 +40,8 @@ class Recipe(Defense):
     none of its own (MiniLM), since a head that stays random teaches nothing. A matrix that all layers share (ALBERT)
     counts once. The role `all` among the trained ones means every parameter, biases, normalisation and head
     included, as the paper does for vision models. Default texts are the defender's clean ones without labels; the
-    paper takes 20,000 lines of BookCorpus (`texts_file`). Paper's epochs at 20,000 texts: POR 4, BadPre 6 (released
-    code: 8), NeuBA 8.
+    released code takes 20,000 lines of BookCorpus (`texts_file`). Paper's epochs at 20,000 texts: POR 4, BadPre 6
+    (released code: 8), NeuBA 8.
     """
 
     texts_file: DataPath | None = setting(

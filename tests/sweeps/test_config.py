@@ -113,7 +113,7 @@ def test_the_example_of_the_issue(write: Write) -> None:
     ]
     assert settings(sweep, "attacks", "poison_rate") == [0.01, 0.05, 0.1, 0.05]
     assert settings(sweep, "defenses", "mixing_ratio") == [0.1, 0.3, 0.5, 0.7]
-    assert settings(sweep, "defenses", "words") == [50, 126, 317, 800]
+    assert settings(sweep, "defenses", "words") == [200] * 4 + [50, 126, 317, 800]
     assert [one.catalog_name() for one in sweep.defenses[0]] == ["none"]
     assert sweep.seeds == (0, 1, 2)
     assert sweep.training == SweepTraining(epochs=3, batch_rows=32, learning_rate=5e-5)
@@ -458,7 +458,7 @@ def test_smoke_is_the_same_sweep_on_few_rows(write: Write) -> None:
         write(
             tasks="[{name: sst2, test_rows: 50}]",
             attacks="[{name: badnets, poison_rate: [0.01, 0.05, 0.1]}]",
-            defenses="[none, {name: mine.py, strength: {low: 0.2, high: 0.8, steps: 7}}]",
+            defenses="[none, {name: mine.py, clean_rows: 90, strength: {low: 0.2, high: 0.8, steps: 7}}]",
             training="{epochs: 5, learning_rate: 5e-5}",
         ),
         smoke=True,
@@ -545,4 +545,5 @@ def test_shipped_sweeps_load_and_fit_the_schema(schema: dict[str, Any]) -> None:
     folder = Path(load_sweep.__code__.co_filename).parent / "configs"
     for path in sorted(folder.rglob("*.yaml")):
         load_sweep(path)
+        load_sweep(path, smoke=True)
         assert not refused(schema, path), path.name
