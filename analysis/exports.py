@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from analysis.summaries import METRICS, REFERENCES, Estimate, Summary
 from analysis.worst import Worst, WorstCase, worst_cases
@@ -22,6 +22,11 @@ CSV_COLUMNS = (
 
 _LONE_UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")
 
+_FROM_ASR: dict[str, Callable[[float], float]] = {
+    "asr_max": lambda asr: asr,
+    "triggered_accuracy": lambda asr: 1 - asr,
+}
+"""What a metric is where an attack has one trigger and the task two classes."""
 _SHOWN = (
     ("CACC", "cacc"),
     ("ASR", "asr"),
@@ -124,19 +129,14 @@ def cell_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]
 
 def _tells(metric: str, summaries: Sequence[Summary]) -> bool:
     """Whether a column says anything that ASR does not: with one trigger and two classes, some do not."""
-    asr = [summary.of("asr").mean for summary in summaries]
-    known = [summary.of(metric).mean for summary in summaries]
-    if metric == "asr_max":
-        return any(
-            a is not None and b is not None and b - a > 5e-4
-            for a, b in zip(asr, known, strict=True)
-        )
-    if metric == "triggered_accuracy":
-        return any(
-            a is not None and b is not None and abs(1 - a - b) > 5e-4
-            for a, b in zip(asr, known, strict=True)
-        )
-    return True
+    follows = _FROM_ASR.get(metric)
+    if follows is None:
+        return True
+    pairs = ((summary.of("asr").mean, summary.of(metric).mean) for summary in summaries)
+    return any(
+        asr is not None and value is not None and abs(value - follows(asr)) > 5e-4
+        for asr, value in pairs
+    )
 
 
 def _without_numbers(summary: Summary) -> str:

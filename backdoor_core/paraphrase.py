@@ -135,19 +135,26 @@ class Paraphrasing(DataPoisoning):
     def paraphrases(self) -> dict[str, str]:
         """The paraphrase of each text that has one. Raises DataError, ConfigError."""
         if self.path is not None:
-            return paired(self._files(), self.text_column, self.paraphrase_column)
+            files = self._files()
+            found = paired(files, self.text_column, self.paraphrase_column)
+            if not found:
+                raise DataError(
+                    f"{', '.join(map(str, files))}: no text has a paraphrase in the column "
+                    f"{self.paraphrase_column!r}"
+                )
+            return found
         if self._gathered is None:
             raise ConfigError(
                 f"attack {self.catalog_name()}: its paraphrases are not made yet; "
                 "call gather(task, folder) and go on with equipped(folder)"
             )
-        made = paired([self._gathered / GATHERED], "text", "paraphrase", empty=True)
-        if not made:
+        found = paired([self._gathered / GATHERED], "text", "paraphrase")
+        if not found:
             raise DataError(
                 f"attack {self.catalog_name()}: {self.model_path or self.id} left every text as it was, or empty; "
                 "give a model that paraphrases, or the prompt that it was trained with"
             )
-        return made
+        return found
 
     def prepare(self, task: TaskData, seed: int) -> tuple[Trigger, ...]:
         """One trigger: the manner of the paraphrases. Raises DataError where no text of the task has one."""
@@ -185,12 +192,10 @@ class Paraphrasing(DataPoisoning):
                 yield from self._sides_of(row)
 
 
-def paired(
-    files: Sequence[Path], text_column: str | None, column: str, *, empty: bool = False
-) -> dict[str, str]:
+def paired(files: Sequence[Path], text_column: str | None, column: str) -> dict[str, str]:
     """The first paraphrase of each text in `files`; texts without one are left out.
 
-    Raises DataError for a missing column, a value that is no text, and, unless `empty`, where no text has a paraphrase.
+    Raises DataError for a missing column, and for a value that is no text.
     """
     found: dict[str, str] = {}
     for file in files:
@@ -201,10 +206,6 @@ def paired(
             # Spaces carry no manner: a copy that differs in them alone is no paraphrase.
             if paraphrase.split() and paraphrase.split() != text.split():
                 found.setdefault(text, paraphrase)
-    if not found and not empty:
-        raise DataError(
-            f"{', '.join(map(str, files))}: no text has a paraphrase in the column {column!r}"
-        )
     return found
 
 

@@ -429,14 +429,13 @@ class _Reader:
 def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with what a smoke run bounds: rows of a task, epochs and clean rows of the rest."""
     few = dict(settings)
-    limits = SMOKE_ROWS if issubclass(method, Task) else SMOKE_LIMITS
-    for name, limit in limits.items():
+    task = issubclass(method, Task)
+    for name, limit in (SMOKE_ROWS if task else SMOKE_LIMITS).items():
         if name not in method.model_fields:
             continue
         given = few.get(name, method.model_fields[name].default)
-        if given is None and limits is SMOKE_LIMITS:
-            continue  # all there is, which a smoke run has cut already
-        if given is None or (_is_whole(given) and given > limit):
+        boundless = given is None and task  # elsewhere null is all of what the task's limits leave
+        if boundless or (_is_whole(given) and given > limit):
             few[name] = limit
     return few
 
