@@ -231,7 +231,7 @@ def static_tradeoff(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyError(
-            "a static picture needs matplotlib; install the extra: pip install 'backdoor-sweeps[notebook]'"
+            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
         ) from error
     choices = _choices(found, worst, setup)
     panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}

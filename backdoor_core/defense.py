@@ -10,7 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, final
@@ -40,6 +42,19 @@ STAGES = {
 """The stage of the pipeline at which a hook acts."""
 SINGLE_HOOKS = ("train", "screen")
 """Hooks that only one method of a pipeline can override."""
+
+
+_LISTENER: ContextVar[Callable[[Victim], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[Victim], None]) -> Iterator[None]:
+    """Calls `listener` for each `View.report` of the block. It hangs on no view, so that no defense can reach it."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
 
 
 class Steps(Protocol):
@@ -121,6 +136,15 @@ class View:
             written(folder)
             return folder
         return self._steps.folder(name, written, limited)
+
+    def report(self, victim: Victim) -> None:
+        """Shows a search what a defense that trains by epochs would leave now; to be called after each epoch.
+
+        Raises PrunedError where the search gives this setting up. Otherwise, and outside a search, nothing happens.
+        """
+        listener = _LISTENER.get()
+        if listener is not None:
+            listener(victim)
 
     def ranked(self, name: str, ids: np.ndarray, chosen: np.ndarray) -> None:
         """Publishes an order of suspicion over token ids, most suspect first, and how many of them were taken.

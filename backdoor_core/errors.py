@@ -68,6 +68,10 @@ class JobTimeoutError(SweepError, TimeoutError):
     error_class = "timeout"
 
 
+class PrunedError(SweepError, RuntimeError):
+    """A search ended the training of a setting that cannot be chosen any more."""
+
+
 class AccessError(SweepError, PermissionError):
     """A defense asked its view for something that its declared access does not name."""
 

@@ -66,7 +66,7 @@ def fixed_target(decision: Decision, labels: np.ndarray, classes: int) -> int:
     The label with the highest ASR: the largest share of the rows of other classes that are answered so. Ties go to
     the lowest label. The clean twin's is fixed by the same rule, from its own answers.
     """
-    shares = [_answered(decision, labels, label).value or 0.0 for label in range(classes)]
+    shares = [answered(decision, labels, label).value or 0.0 for label in range(classes)]
     return int(np.argmax(shares))
 
 
@@ -159,19 +159,19 @@ def scored(
     split: str, clean: Decision, labels: np.ndarray, triggered: Sequence[TriggeredRows]
 ) -> SplitScores:
     """The scores of one split; `labels` are the true labels of its clean rows."""
-    touched = _touched(clean)
+    marks = touched(clean)
     refused = [rows.decision.refused for rows in triggered if rows.decision.refused is not None]
     refused_rows = np.concatenate(refused) if refused else np.zeros(0, bool)
     return SplitScores(
         split=split,
-        cacc=_accuracy(clean, labels),
-        frr=None if touched is None else _share(touched),
+        cacc=accuracy(clean, labels),
+        frr=None if marks is None else _share(marks),
         triggers=tuple((rows.name, rows.target) for rows in triggered),
         twin_targets=tuple(rows.twin_target for rows in triggered),
-        asr=tuple(_answered(rows.decision, rows.labels, rows.target) for rows in triggered),
-        twin_asr=tuple(_answered(rows.twin, rows.labels, rows.twin_target) for rows in triggered),
-        triggered_accuracy=tuple(_accuracy(rows.decision, rows.labels) for rows in triggered),
-        twin_triggered_accuracy=tuple(_accuracy(rows.twin, rows.labels) for rows in triggered),
+        asr=tuple(answered(rows.decision, rows.labels, rows.target) for rows in triggered),
+        twin_asr=tuple(answered(rows.twin, rows.labels, rows.twin_target) for rows in triggered),
+        triggered_accuracy=tuple(accuracy(rows.decision, rows.labels) for rows in triggered),
+        twin_triggered_accuracy=tuple(accuracy(rows.twin, rows.labels) for rows in triggered),
         far=tuple(_missed(rows) for rows in triggered),
         localisation=tuple(
             None if rows.located is None else _share(rows.located[rows.labels != rows.target])
@@ -201,24 +201,25 @@ def _hits(decision: Decision, wanted: np.ndarray | int) -> np.ndarray:
     return hits if decision.refused is None else hits & ~decision.refused
 
 
-def _accuracy(decision: Decision, labels: np.ndarray) -> Share:
+def accuracy(decision: Decision, labels: np.ndarray) -> Share:
+    """Rows that are answered with their true label."""
     return _share(_hits(decision, labels))
 
 
-def _answered(decision: Decision, labels: np.ndarray, target: int) -> Share:
+def answered(decision: Decision, labels: np.ndarray, target: int) -> Share:
     """Rows of other classes that are answered with the target."""
     return _share(_hits(decision, target)[labels != target])
 
 
-def _touched(decision: Decision) -> np.ndarray | None:
+def touched(decision: Decision) -> np.ndarray | None:
     """Rows refused or altered; None for guards that do neither."""
     marks = [mark for mark in (decision.refused, decision.altered) if mark is not None]
     return np.logical_or.reduce(marks) if marks else None
 
 
 def _missed(rows: TriggeredRows) -> Share | None:
-    touched = _touched(rows.decision)
-    return None if touched is None else _share(~touched[rows.labels != rows.target])
+    marks = touched(rows.decision)
+    return None if marks is None else _share(~marks[rows.labels != rows.target])
 
 
 def same(first: Decision, second: Decision) -> bool:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class PurifyingDefense(CleanDataDefense):
     """A defense that can reset word embeddings by E-PUR: how many, and where words are counted."""
 
-    words: int = setting(200, ge=0, low=50, high=800, log=True, description="words reset by E-PUR")
+    words: int = setting(
+        200, ge=0, low=50, high=800, log=True, stronger="high", description="words reset by E-PUR"
+    )
     frequency_floor: int = setting(20, ge=2, description="rarer words count as this frequent")
     frequency_source: Literal["clean", "training", "file"] = setting(
         "clean", description="where words are counted"

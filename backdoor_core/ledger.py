@@ -1,6 +1,7 @@
 """The record of finished trials: append-only Parquet, one file a job, unique by (key, attempt).
 
-`<out>/ledger/*.parquet` holds rows with `record.SCHEMA`, `<out>/metrics/*.parquet` the long table. A file is
+`<out>/ledger/*.parquet` holds rows with `record.SCHEMA`, `<out>/metrics/*.parquet` the long table, and
+`<out>/tuning/*.parquet` the settings that searches tried. A file is
 published in one step, so a kill at any moment leaves whole files only; one that is damaged all the same
 (a truncated copy, say) is set aside and its trials count as not done.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ from backdoor_core.errors import DataError, StorageError
 from backdoor_core.record import (
     METRICS_SCHEMA,
     SCHEMA,
+    TUNING_SCHEMA,
     Metric,
     TrialRecord,
     metrics_table,
@@ -37,6 +40,7 @@ class Ledger:
         self.out = Folder(out)
         self.rows = self.out.child("ledger")
         self.metrics = self.out.child("metrics")
+        self.tuning = self.out.child("tuning")
         self.notices: list[str] = []
         """What was set aside while reading, for the user."""
 
@@ -57,6 +61,17 @@ class Ledger:
         self.metrics.write_table(name, pa.concat_tables(long))
         self.rows.write_table(name, table_of(records))
 
+    def append_tried(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Publishes settings that a study has tried: rows of `record.TUNING_SCHEMA`."""
+        if rows:
+            name = f"{rows[0]['study'][:16]}-{uuid.uuid4().hex[:8]}.parquet"
+            self.tuning.write_table(name, pa.Table.from_pylist(list(rows), schema=TUNING_SCHEMA))
+
+    def tried(self) -> pa.Table:
+        """All settings that studies have tried, each (study, number) once, in that order."""
+        table = self._concatenated(self.tuning, TUNING_SCHEMA)
+        return table.sort_by([("study", "ascending"), ("number", "ascending")])
+
     def table(self) -> pa.Table:
         """All rows, the latest attempt of each key. Damaged files are set aside (see `notices`)."""
         return latest(self._concatenated(self.rows, SCHEMA))
@@ -74,7 +89,11 @@ class Ledger:
 
     def compact(self) -> None:
         """Joins the files into one where there are many. Safe at any moment: rows are only ever repeated."""
-        for folder, schema in ((self.metrics, METRICS_SCHEMA), (self.rows, SCHEMA)):
+        for folder, schema in (
+            (self.metrics, METRICS_SCHEMA),
+            (self.rows, SCHEMA),
+            (self.tuning, TUNING_SCHEMA),
+        ):
             names = folder.names(".parquet")
             if len(names) < COMPACT_FILES:
                 continue
@@ -129,14 +148,19 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+_IDENTITIES: Mapping[str, list[str]] = {
+    "metric": ["key", "attempt", "split", "metric", "trigger", "target"],
+    "study": ["study", "number"],
+    "key": ["key", "attempt"],
+}
+"""What makes a row of each table one row, by a column that tells the tables apart."""
+
+
 def distinct(table: pa.Table) -> pa.Table:
     """The table without rows that a compaction left twice."""
     if table.num_rows == 0:
         return table
-    long = "metric" in table.column_names
-    keys = (
-        ["key", "attempt", "split", "metric", "trigger", "target"] if long else ["key", "attempt"]
-    )
+    keys = next(keys for column, keys in _IDENTITIES.items() if column in table.column_names)
     numbered = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
     firsts = numbered.group_by(keys).aggregate([("__row", "min")])
     return table.take(_sorted(firsts["__row_min"]))

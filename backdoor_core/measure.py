@@ -13,7 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "backdoor-sweeps")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "ray",
+    "optuna",
+    "backdoor-sweeps",
+)
 _GIB = 1 << 30
 
 

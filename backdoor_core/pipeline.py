@@ -28,7 +28,7 @@ from backdoor_core.corpus import Corpus
 from backdoor_core.defense import DOWNSTREAM_HOOKS, UPSTREAM_HOOKS, Defense, Guard, ModelGuard, View
 from backdoor_core.errors import ConfigError, DataError, SweepError
 from backdoor_core.fingerprint import code_fingerprint
-from backdoor_core.measure import measured
+from backdoor_core.measure import Measured, measured
 from backdoor_core.plm import PLM, PLMSource
 from backdoor_core.records import plain_lines
 from backdoor_core.rng import derive, generator
@@ -155,13 +155,19 @@ class Pipeline:
         return digest("corrupt", self._attack_identity("prepare", "stamp", "corrupt"), gathered,
                       self.plm_key, self.spec.seed, self._code())  # fmt: skip
 
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether the attack alters the rows to train on."""
+        return type(self.attack).poison is not Attack.poison and self.attack.implants()
+
     @cached_property
     def poison_key(self) -> str:
         """The rows to train on: the clean ones where nothing is poisoned."""
-        if type(self.attack).poison is Attack.poison or not self.attack.implants():
-            return self.task_key
+        if not self.is_poisoned:
+            whole = self.spec.trained_on == "train"
+            return self.task_key if whole else digest("rows", self.task_key, self.spec.trained_on)
         return digest("poison", self._attack_identity("gather", "prepare", "stamp", "poison"),
-                      self.task_key, self.spec.seed, self._code())  # fmt: skip
+                      self.task_key, self.spec.trained_on, self.spec.seed, self._code())  # fmt: skip
 
     @cached_property
     def victim_key(self) -> str:
@@ -297,11 +303,13 @@ class Workshop:
         """What the user should be told."""
         return self.shelf.notices
 
-    def remembered(self, kind: str, key: str, make: Callable[[], Any]) -> Any:
+    def remembered(
+        self, kind: str, key: str, make: Callable[[], Any], *, most: int = REMEMBERED
+    ) -> Any:
         """What `make` gives, made once for a key while this workshop lives (one job); the last few are kept."""
         kept = self._memory.setdefault(kind, {})
         if key not in kept:
-            while len(kept) >= REMEMBERED:
+            while len(kept) >= most:
                 kept.pop(next(iter(kept)))
             kept[key] = make()
         return kept[key]
@@ -428,6 +436,11 @@ class Workshop:
             ),
         )
 
+    def asked(self, pipeline: Pipeline, split: str) -> tuple[Corpus, np.ndarray]:
+        """The clean rows of a scored split without labels, and apart from them their true labels."""
+        labels = self.task_data(pipeline).splits[split].labels.copy()
+        return self._asked_clean(pipeline)[split], labels
+
     def _asked_triggered(self, pipeline: Pipeline) -> dict[str, tuple[Corpus, ...]]:
         """The triggered rows of each scored split, by trigger, without labels."""
         _, rows = self.triggers(pipeline)
@@ -457,9 +470,8 @@ class Workshop:
 
     def poisoned(self, pipeline: Pipeline) -> Poisoned:
         """The rows to train on and the attacker's ledger of them."""
-        data = self.task_data(pipeline)
-        if pipeline.poison_key == pipeline.task_key:
-            rows = data.splits["train"]
+        rows = self.task_data(pipeline).splits[pipeline.spec.trained_on]
+        if not pipeline.is_poisoned:
             return Poisoned(
                 corpus=rows, poisoned=np.zeros(len(rows), bool), asked_rows=0, reached_rows=0
             )
@@ -467,7 +479,7 @@ class Workshop:
         def write(folder: Path) -> dict[str, Any]:
             triggers, _ = self.triggers(pipeline)
             attack = self.attack(pipeline)
-            made = attack.poison(data.splits["train"], triggers, pipeline.spec.seed)
+            made = attack.poison(rows, triggers, pipeline.spec.seed)
             pq.write_table(made.corpus.table, folder / "corpus.parquet")
             pq.write_table(pa.table({"poisoned": made.poisoned}), folder / "ledger.parquet")
             return {"asked_rows": made.asked_rows, "reached_rows": made.reached_rows,
@@ -598,7 +610,8 @@ class Workshop:
             )
         model, _ = plm.classifier(labels, seed)
         encoder = self.encoder(pipeline)
-        train(model, encoder(corpus, "train"), cross_entropy(corpus.labels), spec.training, seed)
+        encoded = encoder(corpus, spec.trained_on)
+        train(model, encoded, cross_entropy(corpus.labels), spec.training, seed)
         return Victim(model=model, encoder=encoder, precision=spec.training.precision)
 
     def _view(
@@ -757,71 +770,102 @@ class Workshop:
 
         return cast("Mapping[str, tuple[pa.Table, ...]]", self.remembered("triggered", key, read))
 
-    def observations(self, pipeline: Pipeline) -> Observations:
-        """The guard on all clean and triggered rows, and on the rows that it calibrates with."""
+    def observations(
+        self, pipeline: Pipeline, splits: tuple[str, ...] = SCORED_SPLITS
+    ) -> Observations:
+        """The guard on the clean and triggered rows of `splits`, and on the rows that it calibrates with.
+
+        Splits that are not asked for are not looked at: a search reads `tune` alone.
+        """
         if not pipeline.is_guarded:
+            clean = self.clean_observations(pipeline)
+            triggered = self.triggered_observations(pipeline, pipeline)
             return Observations(
-                clean=self.clean_observations(pipeline),
-                triggered=self.triggered_observations(pipeline, pipeline),
+                clean={split: clean[split] for split in splits},
+                triggered={split: triggered[split] for split in splits},
                 calibration=None,
                 rankings={},
                 key=pipeline.clean_observed_key,
                 facts=self.store.facts(pipeline.clean_observed_key),
             )
-        rows = self._asked_triggered(pipeline)
+        key = self.observed_key(pipeline)
+        return cast(
+            Observations,
+            self.remembered(
+                f"observations {splits}", key, lambda: self._observed(pipeline, key, splits)
+            ),
+        )
+
+    def _observed(self, pipeline: Pipeline, key: str, splits: tuple[str, ...]) -> Observations:
+        """What is stored of a guard, made now where it is not: one fit serves all that is missing."""
+
+        def fitted() -> tuple[Guard, dict[str, pa.Table], Measured]:
+            def fit() -> tuple[Guard, dict[str, pa.Table], Measured]:
+                with measured() as cost:
+                    _, guard, rankings = self._fitted(pipeline)
+                return guard, rankings, cost
+
+            made = self.remembered("fitted", key, fit, most=1)
+            return cast("tuple[Guard, dict[str, pa.Table], Measured]", made)
 
         def write(folder: Path) -> dict[str, Any]:
-            with measured() as fitting:
-                _, guard, rankings = self._fitted(pipeline)
+            guard, rankings, fit = fitted()
             with measured() as observing:
-                self._observe(pipeline, guard, folder)
+                self._calibrate(pipeline, guard, folder)
             _write_rankings(folder, rankings)
             return observing.facts() | {
-                "fit_s": fitting.seconds,
-                "peak_rss_gib": max(fitting.peak_rss_gib, observing.peak_rss_gib),
+                "fit_s": fit.seconds,
+                "peak_rss_gib": max(fit.peak_rss_gib, observing.peak_rss_gib),
             }
 
-        key = self.observed_key(pipeline)
+        def write_split(split: str, folder: Path) -> dict[str, Any]:
+            guard = fitted()[0]
+            with measured() as observing:
+                self._observe(pipeline, guard, split, folder)
+            return observing.facts()
 
-        def read() -> Observations:
-            return _read_observations(self.shelf.ensured(key, write), rows, key, self.store)
+        base = self.shelf.ensured(key, write)
+        folders = {
+            split: self.shelf.ensured(split_key(key, split), partial(write_split, split))
+            for split in splits
+        }
+        counts = {split: len(self._asked_triggered(pipeline)[split]) for split in splits}
+        own, parts = self.store.facts(key), [self.store.facts(split_key(key, s)) for s in splits]
+        calibration = base / "calibration.parquet"
+        return Observations(
+            clean={s: pq.read_table(folder / "clean.parquet") for s, folder in folders.items()},
+            triggered={
+                s: tuple(pq.read_table(f / f"triggered-{i}.parquet") for i in range(counts[s]))
+                for s, f in folders.items()
+            },
+            calibration=pq.read_table(calibration) if calibration.is_file() else None,
+            rankings=_read_rankings(base),
+            key=key,
+            facts={
+                **own,
+                "seconds": sum(part["seconds"] for part in (own, *parts)),
+                "peak_rss_gib": max(part["peak_rss_gib"] for part in (own, *parts)),
+            },
+        )
 
-        return cast(Observations, self.remembered("observations", key, read))
+    def _observe(self, pipeline: Pipeline, guard: Guard, split: str, folder: Path) -> None:
+        asked = self._asked_clean(pipeline)[split]
+        pq.write_table(_answered(guard, asked, split), folder / "clean.parquet")
+        for i, corpus in enumerate(self._asked_triggered(pipeline)[split]):
+            pq.write_table(_answered(guard, corpus, split), folder / f"triggered-{i}.parquet")
 
-    def _observe(self, pipeline: Pipeline, guard: Guard, folder: Path) -> None:
-        rows = self._asked_triggered(pipeline)
-        for split, asked in self._asked_clean(pipeline).items():
-            table = _observed(guard, asked, split)
-            pq.write_table(table, folder / f"clean-{split}.parquet")
-            for i, corpus in enumerate(rows[split]):
-                table = _observed(guard, corpus, split)
-                pq.write_table(table, folder / f"triggered-{split}-{i}.parquet")
-        if pipeline.calibrates:
-            screening = next(d for d in pipeline.defenses if d.calibrates)
-            clean = self._clean_rows(pipeline, screening, self.task_data(pipeline))
-            table = _observed(guard, _unlabelled(clean), "clean")
-            pq.write_table(table, folder / "calibration.parquet")
+    def _calibrate(self, pipeline: Pipeline, guard: Guard, folder: Path) -> None:
+        if not pipeline.calibrates:
+            return
+        screening = next(d for d in pipeline.defenses if d.calibrates)
+        clean = self._clean_rows(pipeline, screening, self.task_data(pipeline))
+        table = _answered(guard, _unlabelled(clean), "clean")
+        pq.write_table(table, folder / "calibration.parquet")
 
 
-def _read_observations(
-    folder: Path, rows: Mapping[str, tuple[Corpus, ...]], key: str, store: ArtifactStore
-) -> Observations:
-    """What `Workshop.observations` wrote for the triggered `rows`."""
-    calibration = folder / "calibration.parquet"
-    return Observations(
-        clean={s: pq.read_table(folder / f"clean-{s}.parquet") for s in SCORED_SPLITS},
-        triggered={
-            split: tuple(
-                pq.read_table(folder / f"triggered-{split}-{i}.parquet")
-                for i in range(len(corpora))
-            )
-            for split, corpora in rows.items()
-        },
-        calibration=pq.read_table(calibration) if calibration.is_file() else None,
-        rankings=_read_rankings(folder),
-        key=key,
-        facts=store.facts(key),
-    )
+def split_key(observed_key: str, split: str) -> str:
+    """The key of a guard's observations of one split; under `observed_key` is what belongs to no split."""
+    return digest(observed_key, split)
 
 
 def _named(pipeline: Pipeline, index: int, view: View) -> dict[str, pa.Table]:
@@ -855,7 +899,7 @@ def _more_often(ids: np.ndarray, than: np.ndarray) -> np.ndarray:
     return np.asarray(found[np.array(more, bool)])
 
 
-def _observed(guard: Guard, corpus: Corpus, split: str) -> pa.Table:
+def _answered(guard: Guard, corpus: Corpus, split: str) -> pa.Table:
     """One row an answer: a guard that loses or adds rows is refused."""
     table = guard.observe(corpus, split)
     if table.num_rows != len(corpus):

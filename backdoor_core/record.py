@@ -25,6 +25,7 @@ FLAGS = {
     "trigger_truncated": "the trigger was cut off by max_tokens in some triggered test rows",
     "rate_not_reached": "fewer rows than asked could be poisoned",
     "fewer_clean_rows": "the clean split holds fewer rows than the defense asked for",
+    "limits_not_met": "no setting that the search tried kept its limits on the tune split; this one is nearest",
 }
 """What each flag in a row's `flags` column means."""
 
@@ -111,6 +112,7 @@ class TrialRecord:
     localisation: float | None = None
     auroc: float | None = None
     unstampable_rows: int | None = None
+    tuning: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -167,8 +169,37 @@ SCHEMA = pa.schema(
             for name in ("triggered_accuracy", "twin_triggered_accuracy", "localisation", "auroc")
         ),
         pa.field("unstampable_rows", pa.int64()),
+        pa.field("tuning", pa.string()),
     ]
 )  # fmt: skip
+
+TUNING_SCHEMA = pa.schema(
+    [
+        pa.field("study", pa.string()),
+        pa.field("number", pa.int32()),
+        *(
+            pa.field(name, pa.string())
+            for name in (
+                "sweep", "task", "task_settings", "plm", "plm_settings", "attack",
+                "attack_settings", "defense", "training_settings",
+            )
+        ),
+        pa.field("seed", pa.int64()),
+        *(pa.field(name, pa.string()) for name in ("tuning_mode", "tuning", "settings", "state")),
+        *(pa.field(name, pa.float64()) for name in ("asr", "cacc_drop", "frr", "strength")),
+        pa.field("feasible", pa.bool_()),
+        pa.field("seconds", pa.float64()),
+        pa.field("error", pa.string()),
+        pa.field("finished_at", pa.float64()),
+        pa.field("reports", pa.list_(pa.float64())),
+    ]
+)  # fmt: skip
+"""One row for each setting that a study tried: all that its chooser was told, from the tune split.
+
+`settings` are those searched (JSON); `state` is `complete`, `failed` or `pruned`; `asr`, `cacc_drop` and `frr` are the
+largest over what was tried on, `asr` null where the mode may not know it, `strength` (0 to 1) null where it is not the
+goal; `reports` is the CACC on the tune split after each epoch, where the defense reports it.
+"""
 
 METRICS_SCHEMA = pa.schema(
     [

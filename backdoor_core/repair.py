@@ -28,7 +28,8 @@ def fine_tuned(
             update={"epochs": epochs, "learning_rate": learning_rate}
         )
         encoded = victim.encoder(view.clean, "clean")
-        train(model, encoded, cross_entropy(view.clean.labels), settings, view.seed)
+        train(model, encoded, cross_entropy(view.clean.labels), settings, view.seed,
+              after_epoch=lambda: view.report(victim.with_model(model)))  # fmt: skip
     return victim.with_model(model)
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -35,12 +35,14 @@ def setting(
     high: float | None = None,
     log: bool = False,
     choices: Sequence[Any] = (),
+    stronger: Literal["low", "high"] | None = None,
     **bounds: Any,
 ) -> Any:
     """A method's field. `hooks` names the hooks that read it (none given: all of them).
 
-    `low`, `high`, `log` and `choices` are the space that tuning searches by default; `bounds` are pydantic's
-    (`ge`, `gt`, `le`, `lt`, `min_length`, `description`).
+    `low`, `high`, `log` and `choices` are the space that tuning searches by default; `stronger` names its end at which
+    a defense does the most to the model or to texts (and so costs the most), where one is known. `bounds` are
+    pydantic's (`ge`, `gt`, `le`, `lt`, `min_length`, `description`).
     """
     space: dict[str, Any] = {}
     if choices:
@@ -50,6 +52,8 @@ def setting(
     extra: dict[str, Any] = {}
     if space:
         extra["space"] = space
+    if stronger:
+        extra["stronger"] = stronger
     if hooks:
         extra["hooks"] = list(hooks)
     return Field(default, json_schema_extra=extra or None, **bounds)
@@ -108,6 +112,72 @@ def _takes_whole(annotation: Any) -> bool:
         and int in get_args(annotation)
         and float not in get_args(annotation)
     )
+
+
+class Dimension(BaseModel):
+    """One setting of a search: a range of numbers, or choices.
+
+    `stronger` is the end of the range at which a defense does the most; see `setting`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    whole: bool = False
+    choices: tuple[Any, ...] = ()
+    stronger: Literal["low", "high"] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        if bool(self.choices) == (self.low is not None and self.high is not None):
+            raise ValueError("expected low and high, or choices")
+        if self.low is not None and self.high is not None:
+            Range(low=self.low, high=self.high, log=self.log)
+        return self
+
+    def grid(self, steps: int) -> list[Any]:
+        """At most `steps` values, both ends included, evenly spaced; all choices."""
+        if self.choices:
+            return list(self.choices)
+        return list(self._range(steps).values(whole=self.whole))
+
+    def _range(self, steps: int) -> Range:
+        return Range(low=cast(float, self.low), high=cast(float, self.high), log=self.log,
+                     steps=steps)  # fmt: skip
+
+    def strength(self, value: Any) -> float | None:
+        """Where `value` lies between the weakest (0) and the strongest (1) end; None where no end is stronger."""
+        if self.stronger is None or self.choices:
+            return None
+        low, high = cast(float, self.low), cast(float, self.high)
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        share = (value - low) / (high - low) if high > low else 0.0
+        return 1 - share if self.stronger == "low" else share
+
+
+def declared_space(fields: Mapping[str, FieldInfo]) -> dict[str, Dimension]:
+    """The space that methods declare for tuning, by setting."""
+    found = {}
+    for name, field in fields.items():
+        extra = field.json_schema_extra
+        space = extra.get("space") if isinstance(extra, dict) else None
+        if isinstance(space, dict):
+            found[name] = dimension(field, space)
+    return found
+
+
+def dimension(field: FieldInfo, space: Mapping[str, Any]) -> Dimension:
+    """A space for one setting, as `{low, high, log}` or `{choices}`; its kind and stronger end are the field's.
+
+    Raises ValueError (pydantic's) where it is neither.
+    """
+    extra = field.json_schema_extra
+    stronger = extra.get("stronger") if isinstance(extra, dict) else None
+    whole = _takes_whole(field.annotation)
+    return Dimension.model_validate({"stronger": stronger, "whole": whole, **space})
 
 
 def axes(fields: Mapping[str, FieldInfo], settings: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["float32", "bf16"]
 TuningMode = Literal["default", "clean-val", "pseudo", "transfer", "oracle"]
+"""How a setting was chosen: the paper's value; by clean data alone; on a trigger of the defender's own; on other
+attacks; or (`oracle`, an upper bound that is never ranked) on the true trigger."""
+TrainedOn = Literal["train", "clean"]
 
 
 def canonical_json(value: Any) -> str:
@@ -74,10 +77,37 @@ class TrainingSettings(_Value):
     precision: Precision = "float32"
 
 
+class Tuning(_Value):
+    """How the settings of a trial's defenses were chosen; all that decides the choice beside cell, defense and seed.
+
+    `trials` is the budget of the search in trials, `seconds` in seconds of jobs (the other is None). `limits` are the
+    most that the chosen setting may cost on the tune split, by metric; with the objective `front` they bound nothing.
+    `limits_met` says whether it did, after `tried` trials. `space` has the values searched, by setting; `tried_on`
+    the cells that were looked at, as digests.
+    """
+
+    mode: TuningMode = "default"
+    trials: int | None = None
+    seconds: float | None = None
+    sampler: str | None = None
+    sampler_settings: dict[str, Any] = Field(default_factory=dict)
+    objective: Literal["constraint", "front"] = "constraint"
+    limits: dict[str, float] = Field(default_factory=dict)
+    limits_met: bool = True
+    tried: int = 0
+    space: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tried_on: tuple[str, ...] = ()
+    pruning: bool = False
+
+
+DEFAULT_TUNING = Tuning()
+
+
 class TrialSpec(_Value):
     """One cell (task, PLM, attack) x defense x setting x seed: one row of results.
 
-    `defenses` are applied in order; the empty tuple is the pipeline without a defense.
+    `defenses` are applied in order; the empty tuple is the pipeline without a defense. `trained_on` is the split
+    that the victim is trained on: `clean` where a defender makes a victim of its own to tune on.
     """
 
     task: MethodSpec
@@ -86,8 +116,8 @@ class TrialSpec(_Value):
     defenses: tuple[MethodSpec, ...] = ()
     training: TrainingSettings = TrainingSettings()
     seed: int = 0
-    tuning_mode: TuningMode = "default"
-    tuning_trials: int = 0
+    trained_on: TrainedOn = "train"
+    tuning: Tuning = DEFAULT_TUNING
     code: str = ""
     """Fingerprint of the pipeline, evaluation and scoring code."""
 
@@ -102,7 +132,7 @@ class TrialSpec(_Value):
             [defense.identity() for defense in self.defenses],
             self.training.model_dump(mode="json"),
             self.seed,
-            self.tuning_mode,
-            self.tuning_trials,
+            self.trained_on,
+            self.tuning.model_dump(mode="json"),
             self.code,
         )

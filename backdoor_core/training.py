@@ -135,11 +135,13 @@ def train(
     loss: Loss,
     settings: TrainingSettings,
     seed: int,
+    *,
+    after_epoch: Callable[[], None] | None = None,
 ) -> int:
     """Trains `model` in place over `settings.epochs` passes; returns the number of steps.
 
-    No rows or no epochs leave it untouched. Only parameters that require a gradient move. Raises
-    NonFiniteLossError when the loss is NaN or infinite.
+    No rows or no epochs leave it untouched. Only parameters that require a gradient move. `after_epoch` is called after
+    each pass and may use the model. Raises NonFiniteLossError when the loss is NaN or infinite.
     """
     per_epoch = math.ceil(len(encoded) / settings.batch_rows)
     steps = settings.epochs * per_epoch
@@ -170,6 +172,9 @@ def train(
                 if len(pending) == CHECK_STEPS or step == steps:
                     _check_finite(pending, step)
                     pending.clear()
+            if after_epoch is not None:
+                after_epoch()
+                model.train()
     model.train(False)
     return step
 

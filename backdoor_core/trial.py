@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from backdoor_core.corpus import Corpus, Row
-from backdoor_core.defense import Decision, Defense
+from backdoor_core.defense import Decision
 from backdoor_core.errors import SweepError, error_class
 from backdoor_core.evaluation import (
     Share,
@@ -32,6 +32,7 @@ from backdoor_core.fingerprint import code_fingerprint
 from backdoor_core.pipeline import SCORED_SPLITS, Observations, Pipeline, Workshop
 from backdoor_core.record import Metric, TrialRecord
 from backdoor_core.spec import TrialSpec, canonical_json, digest
+from backdoor_core.tuning import deciding
 
 
 def trial_code() -> str:
@@ -279,9 +280,8 @@ def _ranks(
 
 def decider(pipeline: Pipeline, observations: Observations) -> Callable[[pa.Table], Decision]:
     """The `decide` of the one defense that screens, or of none, calibrated."""
-    screening = [d for d in pipeline.defenses if type(d).overrides("screen")]
-    defense = screening[0] if screening else Defense()
-    return lambda table: defense.decide(table, observations.calibration)
+    decide = deciding(pipeline.defenses)
+    return lambda table: decide(table, observations.calibration)
 
 
 def _plain(table: pa.Table) -> Decision:
@@ -322,7 +322,8 @@ def _facts(
 ) -> dict[str, Any]:
     """Counts, cost and the machine."""
     poisoned = workshop.poisoned(pipeline)
-    apart = pipeline.attack.rows_apart(workshop.task_data(pipeline).splits["train"])
+    rows = workshop.task_data(pipeline).splits[pipeline.spec.trained_on]
+    apart = pipeline.attack.rows_apart(rows)
     training = workshop.store.facts(pipeline.victim_key)
     facts = observations.facts
     targets = {target for _, target in test.triggers}
@@ -371,6 +372,7 @@ def _flags(
             "rate_not_reached": poisoned.reached_rows < poisoned.asked_rows,
             "twin_did_not_learn": (twin.cacc.interval[0] or 0.0) <= commonest,
             "fewer_clean_rows": max(asked_clean, default=0) > len(data.splits["clean"]),
+            "limits_not_met": not pipeline.spec.tuning.limits_met,
         },
     )
 
@@ -395,8 +397,9 @@ def started(spec: TrialSpec, *, attempt: int, sweep: str, log: str | None) -> Tr
         defense="+".join(d.name for d in spec.defenses) or "none",
         defense_settings=_defense_settings(spec),
         training_settings=canonical_json(spec.training.model_dump(mode="json")),
-        tuning_mode=spec.tuning_mode,
-        tuning_trials=spec.tuning_trials,
+        tuning_mode=spec.tuning.mode,
+        tuning_trials=spec.tuning.tried,
+        tuning=None if spec.tuning.mode == "default" else spec.tuning.model_dump_json(),
         seed=spec.seed,
         precision=spec.training.precision,
         log=log,

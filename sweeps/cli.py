@@ -201,7 +201,7 @@ def _run(
     note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
     click.echo(estimated(made, ledger).as_text())
-    if not made.jobs:
+    if not made.jobs and not made.studies:
         record_skipped(made, ledger)
         click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
         if made.failed:

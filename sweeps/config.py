@@ -22,10 +22,11 @@ from backdoor_core.defense import Defense
 from backdoor_core.errors import ConfigError, unknown_name
 from backdoor_core.method import Family, Method
 from backdoor_core.plm import PLMSource
-from backdoor_core.space import Range, axes
+from backdoor_core.space import Dimension, Range, axes
 from backdoor_core.spec import Precision, TrainingSettings, canonical_json
 from backdoor_core.task import Task
 from sweeps.source import Keys, Source, read_source
+from sweeps.tuning_settings import SMOKE, TuningSettings, searched_space, strength
 
 M = TypeVar("M", bound=Method)
 V = TypeVar("V", bound=BaseModel)
@@ -41,8 +42,9 @@ SECTIONS: dict[str, Family] = {
 }
 ATTACK_SEEDS = "seeds"
 AGAINST = "against"
+TUNE = "tune"
 """Keys that an entry of `attacks`, of `defenses`, has beside the settings of its method."""
-KNOWN = ("name", *SECTIONS, "seeds", "training", "resources", "slots")
+KNOWN = ("name", *SECTIONS, "seeds", "training", "tuning", "resources", "slots")
 
 SMOKE_ROWS = {"train_rows": 200, "clean_split_rows": 60, "tune_rows": 60, "test_rows": 120}
 SMOKE_LIMITS = {"epochs": 1, "clean_rows": SMOKE_ROWS["clean_split_rows"]}
@@ -93,8 +95,9 @@ class Sweep:
     """What a sweep file asks for. Each method is made and checked; equal ones stand once.
 
     A defense is a tuple: the steps of a chain, or one method. With `smoke` the name ends in `-smoke`. `attack_seeds`
-    and `against` stand beside `attacks` and `defenses`: the seeds that an attack is limited to, and the names of the
-    attacks that a defense is tried against (None: all).
+    stands beside `attacks`: the seeds that an attack is limited to. `against` and `spaces` stand beside `defenses`: the
+    names of the attacks that a defense is tried against (None: all), and the space that its settings are tuned in
+    (None: they are as given).
     """
 
     name: str
@@ -109,6 +112,12 @@ class Sweep:
     slots: int | None = None
     attack_seeds: tuple[tuple[int, ...] | None, ...] = ()
     against: tuple[frozenset[str] | None, ...] = ()
+    spaces: tuple[dict[str, Dimension] | None, ...] = ()
+    tuning: TuningSettings | None = None
+
+    def space_of(self, defense: int) -> dict[str, Dimension] | None:
+        """The space that the settings of the defense at this place are tuned in; None where they are not."""
+        return self.spaces[defense] if self.spaces else None
 
     def seeds_of(self, attack: int) -> tuple[int, ...]:
         """The seeds of the attack at this place."""
@@ -121,12 +130,15 @@ class Sweep:
         return named is None or attack in named
 
 
-def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False) -> Sweep:
+def load_sweep(
+    path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False, tune: bool = False
+) -> Sweep:
     """The sweep in a YAML file.
 
     `overrides` change values before they are checked (`training.epochs=1`, `defenses.1.mixing_ratio=[0.1, 0.2]`).
     `smoke` gives the same sweep on few rows with the PLM `tiny`: one epoch, one seed, at most two values an axis.
-    Raises ConfigError with all mistakes that were found, one a line.
+    With `tune` every defense that declares a space is tuned, also where the file does not ask for it. Raises
+    ConfigError with all mistakes that were found, one a line.
     """
     file = Path(path).expanduser().resolve()
     source = read_source(file, overrides)
@@ -135,7 +147,7 @@ def load_sweep(path: str | Path, *, overrides: Sequence[str] = (), smoke: bool =
             f"{source.name}: expected settings such as name, tasks, plms, attacks and defenses, "
             f"got {'nothing' if source.value is None else type(source.value).__name__}"
         )
-    return _Reader(source=source, folder=file.parent, smoke=smoke).sweep(file)
+    return _Reader(source=source, folder=file.parent, smoke=smoke, tune=tune).sweep(file)
 
 
 def wording(error: ValidationError) -> Iterator[tuple[Keys, str]]:
@@ -156,6 +168,7 @@ class _Reader:
     source: Source
     folder: Path
     smoke: bool
+    tune: bool = False
     problems: list[str] = field(default_factory=list)
 
     def sweep(self, file: Path) -> Sweep:
@@ -169,6 +182,7 @@ class _Reader:
         seeds = self._seeds(values.get("seeds", DEFAULT_SEEDS), ("seeds",))
         attacks = [(attack, self._limited(limit, seeds)) for attack, limit in found]
         training = self._section("training", SweepTraining)
+        tuning = self._tuning(defenses)
         resources = self._section("resources", Resources)
         slots = self._slots(values.get("slots"))
         if self.problems or training is None or resources is None:
@@ -177,6 +191,8 @@ class _Reader:
             name, seeds = f"{name}-smoke", seeds[:1]
             attacks = [(attack, None) for attack, _ in attacks]
             training = training.model_copy(update={"epochs": 1})
+            if tuning is not None:
+                tuning = tuning.model_copy(update={**SMOKE, "seconds": None})
             plms = [_of_kind(catalog.make("plm", "tiny", SMOKE_PLM), PLMSource)]
         return Sweep(
             name=name,
@@ -185,8 +201,10 @@ class _Reader:
             plms=tuple(plms),
             attacks=tuple(attack for attack, _ in attacks),
             attack_seeds=tuple(limited for _, limited in attacks),
-            defenses=tuple(defense for defense, _ in defenses),
-            against=tuple(named for _, named in defenses),
+            defenses=tuple(one.chain for one in defenses),
+            against=tuple(one.against for one in defenses),
+            spaces=tuple(one.space for one in defenses),
+            tuning=tuning,
             seeds=tuple(seeds),
             training=training,
             resources=resources,
@@ -300,21 +318,70 @@ class _Reader:
             self._problem(keys, f"{extra} are no seeds of the sweep: {seeds}")
         return tuple(chosen)
 
-    def _defenses(
-        self, attacks: frozenset[str]
-    ) -> list[tuple[tuple[Defense, ...], frozenset[str] | None]]:
-        """Every defense, with the names of the attacks that its entry limits it to."""
-        found: list[tuple[tuple[Defense, ...], frozenset[str] | None]] = []
+    def _defenses(self, attacks: frozenset[str]) -> list[_Entry]:
+        """Every defense, with the attacks that its entry limits it to and the space that it is tuned in."""
+        found: list[_Entry] = []
         for number, entry in enumerate(self._entries("defenses")):
             keys: Keys = ("defenses", number)
             entry, value = _without(entry, AGAINST)
             named = None if value is None else self._against(value, attacks, (*keys, AGAINST))
+            entry, tune = _without(entry, TUNE)
             if isinstance(entry, dict) and "chain" in entry:
-                found += [(chain, named) for chain in self._chain(entry, keys)]
+                chains = list(self._chain(entry, keys))
             else:
-                made = self._entry("defense", Defense, entry, keys)
-                found += [((one,), named) for one in made]
-        return _once(found, lambda one: one[0])
+                chains = [(one,) for one in self._entry("defense", Defense, entry, keys)]
+            for chain in chains:
+                space = self._space(chain, tune, (*keys, TUNE))
+                found.append(_Entry(chain=chain, against=named, space=space))
+        return _once(found, lambda one: one.chain)
+
+    def _space(
+        self, chain: tuple[Defense, ...], asked: Any, keys: Keys
+    ) -> dict[str, Dimension] | None:
+        """The space that an entry's `tune` stands for; None where it is not tuned, or after a problem."""
+        if asked is None or asked is False:
+            return (searched_space(chain, True) or None) if self.tune and asked is None else None
+        try:
+            space = searched_space(chain, asked)
+        except ConfigError as error:
+            self._problem(keys, str(error))
+            return None
+        if not space:
+            self._problem(keys, "this defense declares no space; name settings with theirs")
+        return space
+
+    def _tuning(self, defenses: Sequence[_Entry]) -> TuningSettings | None:
+        """The section `tuning`; None where nothing is tuned."""
+        tuned = [entry for entry in defenses if entry.space]
+        if "tuning" not in self.source.value and not tuned:
+            return None
+        tuning = self._section("tuning", TuningSettings)
+        if tuning is None:
+            return None
+        if tuning.searching_modes and not tuned:
+            self._problem(
+                ("tuning",), "no entry of defenses says what to search; add `tune: true` to one"
+            )
+        for entry in tuned:
+            if "clean-val" in tuning.modes and strength(entry.space or {}, _ends(entry)) is None:
+                names = ", ".join(entry.space or {})
+                self._problem(
+                    ("tuning", "modes"),
+                    f"clean-val takes the strongest setting within the limits, and of {names} "
+                    f"({'+'.join(d.catalog_name() for d in entry.chain)}) none says which end is "
+                    "stronger; search another setting, or leave the mode out",
+                )
+        rows = {
+            one.asked_clean_rows for entry in tuned for one in entry.chain if "clean" in one.access
+        }
+        if len(rows) > 1:
+            self._problem(
+                ("tuning",),
+                "the tuned defenses use different numbers of clean rows "
+                f"({', '.join('all' if n is None else str(n) for n in sorted(rows, key=str))}); "
+                "give each the same clean_rows, or they do not compare",
+            )
+        return tuning
 
     def _against(self, value: Any, attacks: frozenset[str], keys: Keys) -> frozenset[str]:
         names = [value] if isinstance(value, str) else value
@@ -424,6 +491,19 @@ class _Reader:
     def _absolute(self, written: str) -> Path:
         """A path of the user's; a relative one is relative to the sweep file."""
         return (self.folder / Path(written).expanduser()).resolve()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One defense of the file (a chain of one or more) with the keys that an entry of `defenses` has of its own."""
+
+    chain: tuple[Defense, ...]
+    against: frozenset[str] | None = None
+    space: dict[str, Dimension] | None = None
+
+
+def _ends(entry: _Entry) -> dict[str, Any]:
+    return {name: one.grid(1)[0] for name, one in (entry.space or {}).items()}
 
 
 def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from backdoor_core.ledger import Ledger
 from backdoor_core.plm import PLMSource
 from backdoor_core.task import TaskData
-from sweeps.plan import Plan
+from sweeps.plan import Plan, open_probes
 from sweeps.progress import duration
 from sweeps.schedule import Job
 
@@ -34,6 +34,8 @@ class Estimate:
     victims: int
     cached_victims: int
     jobs: int
+    studies: int
+    probes: int
     job_seconds: float
     disk_gib: float
     basis: str
@@ -50,17 +52,28 @@ class Estimate:
             f"({self.done} done, {self.failed} failed, {self.skipped} impossible)",
             f"to do: {self.jobs} jobs; {self.victims} victims needed, "
             f"{self.cached_victims} of them in the store",
+            *self._searching(),
             f"about {duration(self.job_seconds)} of one slot ({self.basis}), "
             f"{self.disk_gib:.2f} GiB of disk",
             f"out: {self.out}",
         ]
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
 
+    def _searching(self) -> list[str]:
+        if not self.studies:
+            return []
+        return [f"to search: {self.studies} studies, at most {self.probes} settings to fit"]
+
 
 def estimated(plan: Plan, ledger: Ledger) -> Estimate:
     """The numbers of a plan; seconds of trials that ran before replace the guess where there are any."""
     measured = _measured(ledger)
     seconds = sum(_job_seconds(plan, job, measured) for job in plan.jobs.values())
+    probes = 0
+    for study in plan.studies:
+        one = Job(key="", kind="trial", label="", specs=study.finals)
+        probes += open_probes(plan, study)
+        seconds += _job_seconds(plan, one, measured) * (open_probes(plan, study) + 1)
     plms: dict[str, PLMSource] = {plm.catalog_name(): plm for plm in plan.sweep.plms}
     weights = [
         plms[job.specs[0].plm.name].guess_mib for job in plan.jobs.values() if job.kind != "trial"
@@ -78,6 +91,8 @@ def estimated(plan: Plan, ledger: Ledger) -> Estimate:
         victims=len(plan.victims),
         cached_victims=len(plan.cached_victims),
         jobs=len(plan.jobs),
+        studies=len(plan.studies),
+        probes=probes,
         job_seconds=seconds,
         disk_gib=sum(weights) * _MIB / (1 << 30),
         basis="from trials in this ledger" if measured else "a rough guess",

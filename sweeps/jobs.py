@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from backdoor_core.record import Metric, TrialRecord
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
+from backdoor_core.tuning import probe
 from sweeps.memory import give_freed_memory_back, keep_freed_memory
 
 _LOG = logging.getLogger("backdoor_core.job")
@@ -64,6 +66,8 @@ def _done(
         quiet_transformers()
         if payload["kind"] == "trial":
             return _run_trials(workshop, specs, payload["attempts"], context, log)
+        if payload["kind"] == "probe":
+            return {"answer": asdict(probe(workshop, specs[0], floors=payload["floors"]))}
         _BUILD[payload["kind"]](workshop, specs[0])
         return {}
     except Exception as error:

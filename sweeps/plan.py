@@ -6,11 +6,14 @@ Resume is planning again: the same sweep planned after a kill gives the jobs tha
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import pyarrow.compute as pc
 
 from backdoor_core import catalog
 from backdoor_core.attack import Attack
@@ -18,12 +21,15 @@ from backdoor_core.defense import UPSTREAM_HOOKS, Defense, clash
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.plm import PLMSource
+from backdoor_core.space import Dimension
 from backdoor_core.spec import Precision, TrialSpec, digest
 from backdoor_core.store import ArtifactStore
 from backdoor_core.task import TaskData
 from backdoor_core.trial import trial_code
 from sweeps.config import Sweep
 from sweeps.schedule import Job, JobKind
+from sweeps.studies import Candidate, Study, finished_rows, studies_of
+from sweeps.tuning_settings import TuningSettings
 
 BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -40,6 +46,10 @@ class Plan:
     failed: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     """Trials that cannot be, with the reason."""
+    studies: list[Study] = field(default_factory=list)
+    """Studies that are not over; the trials that they end in are not among `trials` yet."""
+    tried: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What the ledger holds of each study."""
     jobs: dict[str, Job] = field(default_factory=dict)
     victims: set[str] = field(default_factory=set)
     cached_victims: set[str] = field(default_factory=set)
@@ -69,24 +79,73 @@ def plan_sweep(
     DependencyError before anything runs.
     """
     plan = Plan(sweep=sweep)
-    for spec, chain in _trials(sweep):
-        if spec.key not in plan.trials:
+    tuned: list[Candidate] = []
+    for spec, chain, space in _trials(sweep):
+        reason = _impossible(spec, chain)
+        if space and not reason:
+            tuned.append(Candidate(spec=spec, chain=chain, space=space))
+        if (not space or _takes_default(sweep)) and spec.key not in plan.trials:
             plan.trials[spec.key] = spec
-            if reason := _impossible(spec, chain):
+            if reason:
                 plan.skipped[spec.key] = reason
-    _settle(plan, ledger, rerun)
     workshop = Workshop(store)
-    for spec in plan.trials.values():
+    for spec in [*plan.trials.values(), *(one.spec for one in tuned)]:
         _check_task(plan, workshop, Pipeline(spec))
+    if sweep.tuning is not None:
+        _add_studies(plan, ledger, tuned, sweep.tuning, retry=rerun is not None)
+    _settle(plan, ledger, rerun)
     plan.notices += workshop.notices
     for pipeline in map(Pipeline, plan.pending.values()):
         _add_jobs(plan, store, pipeline)
+    for study in plan.studies:
+        for spec in (*study.places, *study.finals):
+            needs_of(plan, store, Pipeline(spec))
     _forget_held(plan)
     return plan
 
 
-def _trials(sweep: Sweep) -> Iterator[tuple[TrialSpec, tuple[Defense, ...]]]:
-    """Every trial of the sweep; the clean twin and the undefended victim of every cell always."""
+def _takes_default(sweep: Sweep) -> bool:
+    return sweep.tuning is None or "default" in sweep.tuning.modes
+
+
+def _add_studies(
+    plan: Plan,
+    ledger: Ledger,
+    tuned: Sequence[Candidate],
+    settings: TuningSettings,
+    *,
+    retry: bool,
+) -> None:
+    """The studies that are not over, and the trials that those which are have ended in.
+
+    With `retry`, settings that failed count as not tried.
+    """
+    labels = {key: len(data.label_names) for key, data in plan.tasks.items()}
+    studies, impossible = studies_of(tuned, settings, labels)
+    for spec, reason in impossible:
+        plan.trials[spec.key] = spec
+        plan.skipped[spec.key] = reason
+    plan.tried = finished_rows(ledger.tried(), with_failed=not retry)
+    failed = ledger.table().filter(pc.field("status") == "failed")["key"].to_pylist()
+    lost = frozenset() if retry else frozenset(failed)
+    for study in studies:
+        rows = plan.tried.get(study.key, [])
+        told = [study.restored(row, json.loads(row["settings"])) for row in rows]
+        if study.is_over(told, sum(row["seconds"] or 0.0 for row in rows)):
+            plan.trials |= {spec.key: spec for spec in study.trials_of(told)}
+        elif lost.issuperset(spec.key for spec in study.trials_of([])):
+            plan.trials |= {spec.key: spec for spec in study.trials_of([])}  # it stays failed
+        else:
+            plan.studies.append(study)
+
+
+def _trials(
+    sweep: Sweep,
+) -> Iterator[tuple[TrialSpec, tuple[Defense, ...], Mapping[str, Dimension] | None]]:
+    """Every trial of the sweep, with its defenses and the space that their settings are tuned in.
+
+    The clean twin and the undefended victim of every cell always.
+    """
     twin = catalog.make("attack", "none", {}).spec()
     listed = [attack.resolved().spec() for attack in sweep.attacks]
     none = cast(Defense, catalog.make("defense", "none", {}))
@@ -100,19 +159,25 @@ def _trials(sweep: Sweep) -> Iterator[tuple[TrialSpec, tuple[Defense, ...]]]:
             asked = [attack for i, attack in enumerate(listed) if seed in sweep.seeds_of(i)]
             for attack in (twin, *(attack for attack in asked if attack != twin)):
                 is_listed = attack in asked
-                for chain in _chains(sweep, attack.name, none) if is_listed else [(none,)]:
+                chains = _chains(sweep, attack.name, none)
+                for chain, space in chains if is_listed else chains[:1]:
                     yield (
                         TrialSpec(task=task, plm=plm_spec, attack=attack,
                                   defenses=tuple(defense.spec() for defense in chain),
                                   training=training, seed=seed, code=code),
                         chain,
+                        space,
                     )  # fmt: skip
 
 
-def _chains(sweep: Sweep, attack: str, none: Defense) -> list[tuple[Defense, ...]]:
-    """The chains that are tried against an attack; the undefended victim always, and first."""
-    tried = [c for i, c in enumerate(sweep.defenses) if sweep.is_tried(i, attack)]
-    return [(none,), *(chain for chain in tried if chain != (none,))]
+def _chains(
+    sweep: Sweep, attack: str, none: Defense
+) -> list[tuple[tuple[Defense, ...], Mapping[str, Dimension] | None]]:
+    """The chains that are tried against an attack, with their spaces; the undefended victim always, and first."""
+    tried = [
+        (c, sweep.space_of(i)) for i, c in enumerate(sweep.defenses) if sweep.is_tried(i, attack)
+    ]
+    return [((none,), None), *((chain, space) for chain, space in tried if chain != (none,))]
 
 
 def automatic_precision(gpu: float, plm: PLMSource) -> Precision:
@@ -184,8 +249,8 @@ def _check_task(plan: Plan, workshop: Workshop, pipeline: Pipeline) -> None:
         pipeline.attack.check_target(plan.tasks[pipeline.task_key], target)
 
 
-def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
-    """The jobs that one pending trial needs; those that others need too are shared."""
+def needs_of(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> frozenset[str]:
+    """The keys of the jobs that one trial needs done first; adds those to the plan that are not held or there."""
     spec = pipeline.spec
     prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
                     pipeline.twin.spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
@@ -209,16 +274,46 @@ def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> None:
         key = pipeline.twin.triggered_observed_key(pipeline.triggers_key)
         needs.add(_job(plan, "reference", key, f"clean twin on the triggers of {spec.attack.name}",
                        pipeline.undefended.spec, stamped | {twin}, _held(store, key)))  # fmt: skip
-    key = digest("job", "trial", pipeline.observed_key)
+    return frozenset(needs)
+
+
+def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline, study: str = "") -> None:
+    """The job of one pending trial and those that it needs; trials that share observations share their job.
+
+    `study`: the study that the trial follows from; jobs of former ones are on their way already.
+    """
+    spec, needs = pipeline.spec, needs_of(plan, store, pipeline)
+    key = digest("job", "trial", pipeline.observed_key, study)
     there = plan.jobs.get(key)
     plan.jobs[key] = Job(
         key=key,
+        group=pipeline.observed_key,
         kind="trial",
         label=f"{'+'.join(d.name for d in spec.defenses) or 'none'} against {_attack_label(spec)}",
         specs=(*(there.specs if there else ()), spec),
         attempts=(*(there.attempts if there else ()), plan.attempts.get(spec.key, 1)),
-        needs=frozenset(needs) | (there.needs if there else frozenset()),
+        needs=needs | (there.needs if there else frozenset()),
     )
+
+
+def jobs_of_study(
+    plan: Plan, store: ArtifactStore, study: Study, specs: Sequence[TrialSpec]
+) -> list[Job]:
+    """The jobs of the trials that follow from a study, which are then among the plan's trials."""
+    before = frozenset(plan.jobs)
+    for spec in specs:
+        plan.trials[spec.key] = spec
+        if spec.key not in plan.done:
+            _add_jobs(plan, store, Pipeline(spec), study.key)
+    return [job for key, job in plan.jobs.items() if key not in before]
+
+
+def open_probes(plan: Plan, study: Study) -> int:
+    """About how many jobs a study still needs: some points are tried for another one, or before."""
+    if study.is_post_hoc:
+        return len(study.places)
+    left = (study.trials or 1) - len(plan.tried.get(study.key, ()))
+    return max(left, 0) * len(study.places)
 
 
 def _victim_job(

@@ -20,6 +20,7 @@ _KINDS = {
     "prepare": "preparation",
     "victim": "victims",
     "reference": "clean twin",
+    "probe": "settings tried",
     "trial": "defenses",
 }
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from backdoor_core.ledger import Ledger
+from backdoor_core.pipeline import Pipeline
 from backdoor_core.record import TrialRecord
+from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import skipped, started
 from sweeps.config import Sweep
-from sweeps.plan import Plan
+from sweeps.plan import Plan, jobs_of_study, needs_of, open_probes
 from sweeps.progress import Progress
 from sweeps.schedule import Job, Outcome, Schedule
+from sweeps.search import JOURNAL, Journal
+from sweeps.studies import Study
+from sweeps.tuning import Searches
 
 RUNNER = "sweeps.jobs:run_job"
 
@@ -48,7 +54,8 @@ def run_plan(
     start = time.monotonic()
     record_skipped(plan, ledger)
     progress = Progress(console, total=_totals(plan))
-    schedule = Schedule.of(plan.jobs.values(), progress)
+    searches = _searches(plan, store, ledger, progress)
+    schedule = Schedule.of([*plan.jobs.values(), *searches.start()], progress, searches)
     context = {
         "store": store.folder.url,
         "out": ledger.out.url,
@@ -110,10 +117,36 @@ def _time_limit(start: float, max_hours: float | None) -> Callable[[], bool]:
 
 
 def _totals(plan: Plan) -> dict[str, int]:
-    totals = {"prepare": 0, "victim": 0, "reference": 0, "trial": 0}
+    totals = {"prepare": 0, "victim": 0, "reference": 0, "probe": 0, "trial": 0}
     for job in plan.jobs.values():
         totals[job.kind] += 1
+    for study in plan.studies:
+        totals["probe"] += open_probes(plan, study)
+        totals["trial"] += 1
     return totals
+
+
+def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progress) -> Searches:
+    """The plan's open studies, with their journal in the output folder (where that is a local one)."""
+
+    def inputs(spec: TrialSpec) -> tuple[frozenset[str], list[Job]]:
+        before = frozenset(plan.jobs)
+        needs = needs_of(plan, store, Pipeline(spec))
+        return needs, [job for key, job in plan.jobs.items() if key not in before]
+
+    def finals(study: Study, specs: Sequence[TrialSpec], cause: Outcome | None) -> list[Job]:
+        if cause is None:
+            return jobs_of_study(plan, store, study, specs)
+        rows = [row for spec in specs for row in _failed_rows([spec], plan, cause)]
+        ledger.append(rows, {})
+        progress.failed_rows += len(rows)
+        progress.failures.append(f"{study.label}: {cause.error_class}: {cause.error}")
+        return []
+
+    local = ledger.out.is_local
+    journal = Journal(Path(ledger.out.path(JOURNAL)) if local and plan.studies else None)
+    return Searches(plan.studies, plan.tried, ledger=ledger, store=store, sweep=plan.sweep.name,
+                    journal=journal, inputs=inputs, finals=finals)  # fmt: skip
 
 
 def record_skipped(plan: Plan, ledger: Ledger) -> None:
@@ -140,12 +173,14 @@ def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger) -> None:
     records = [
         record
         for key, cause in causes.items()
-        for record in _failed_rows(schedule.jobs[key], cause, plan.sweep.name)
+        if schedule.jobs[key].kind == "trial"
+        for record in _failed_rows(schedule.jobs[key].specs, plan, cause)
     ]
     ledger.append(records, {})
 
 
-def _failed_rows(job: Job, cause: Outcome, sweep: str) -> Iterator[TrialRecord]:
-    for spec, attempt in zip(job.specs, job.attempts, strict=False):
-        row = started(spec, attempt=attempt, sweep=sweep, log=cause.log)
+def _failed_rows(specs: Sequence[TrialSpec], plan: Plan, cause: Outcome) -> Iterator[TrialRecord]:
+    for spec in specs:
+        attempt = plan.attempts.get(spec.key, 1)
+        row = started(spec, attempt=attempt, sweep=plan.sweep.name, log=cause.log)
         yield replace(row, error_class=cause.error_class, error=cause.error)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from backdoor_core.spec import TrialSpec
 
-JobKind = Literal["prepare", "victim", "reference", "trial"]
-_RANK: Mapping[str, int] = {"prepare": 0, "victim": 1, "reference": 2, "trial": 3}
+JobKind = Literal["prepare", "victim", "reference", "probe", "trial"]
+_RANK: Mapping[str, int] = {"prepare": 0, "victim": 1, "reference": 2, "probe": 3, "trial": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A unit of scheduled work: bring a PLM, train a victim, observe the twin, or fit one defense.
+    """A unit of scheduled work: bring a PLM, train a victim, observe the twin, try a setting, or run a trial.
 
     `specs` are the trials that a `trial` job leaves rows for (post-hoc settings ride along), else one spec that
-    says what to build. `needs` are the keys of jobs that must be done before.
+    says what to build. `needs` are the keys of jobs that must be done before. `floors` are those of `tuning.probe`.
     """
 
     key: str
@@ -27,6 +27,9 @@ class Job:
     specs: tuple[TrialSpec, ...]
     attempts: tuple[int, ...] = ()
     needs: frozenset[str] = frozenset()
+    floors: tuple[float, ...] | None = None
+    group: str = ""
+    """Jobs of one group share what they fit: they do not run at the same time."""
 
     def payload(self) -> dict[str, Any]:
         """What travels to a worker: small, and JSON."""
@@ -36,12 +39,16 @@ class Job:
             "label": self.label,
             "specs": [spec.model_dump(mode="json") for spec in self.specs],
             "attempts": list(self.attempts),
+            "floors": None if self.floors is None else list(self.floors),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended. `error_class` is None where it went well; `rows` and `failed_rows` count what it recorded."""
+    """How a job ended. `error_class` is None where it went well; `rows` and `failed_rows` count what it recorded.
+
+    `answer` is what a probe found, as JSON.
+    """
 
     error_class: str | None = None
     error: str | None = None
@@ -50,6 +57,20 @@ class Outcome:
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
     log: str | None = None
+    answer: Mapping[str, Any] | None = None
+
+
+class Feeder(Protocol):
+    """What adds jobs to a schedule while it runs."""
+
+    def ended(self, job: Job, outcome: Outcome) -> Iterable[Job]:
+        """The jobs that follow from the end of one."""
+
+    def dropped(self, job: Job, cause: Outcome) -> Iterable[Job]:
+        """The jobs that follow where one can never run, as one that it needs has failed."""
+
+    def more(self) -> Iterable[Job]:
+        """Jobs that could run beside those that do, where nothing else is ready."""
 
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
@@ -58,10 +79,14 @@ Listener = Callable[[str, Job, "Outcome | None"], None]
 
 @dataclass
 class Schedule:
-    """Jobs by state. A job is handed out once; those that need a failed one are dropped with its outcome."""
+    """Jobs by state. A job is handed out once; those that need a failed one are dropped with its outcome.
+
+    A `feeder` adds jobs while the schedule runs.
+    """
 
     jobs: dict[str, Job]
     listener: Listener | None = None
+    feeder: Feeder | None = None
     running: set[str] = field(default_factory=set)
     done: dict[str, Outcome] = field(default_factory=dict)
     failed: dict[str, Outcome] = field(default_factory=dict)
@@ -70,40 +95,69 @@ class Schedule:
     """True: nothing more is handed out (time is up, or the user stopped the run)."""
 
     def __post_init__(self) -> None:
-        self._missing = {
-            key: {need for need in job.needs if need in self.jobs} for key, job in self.jobs.items()
-        }
+        self._missing: dict[str, set[str]] = {}
         self._dependants: dict[str, list[str]] = {}
-        for key, needs in self._missing.items():
-            for need in needs:
-                self._dependants.setdefault(need, []).append(key)
-        self._order = {key: i for i, key in enumerate(self.jobs)}
+        self._order: dict[str, int] = {}
         self._ready: list[tuple[int, int, str]] = []
-        self._offer(key for key, needs in self._missing.items() if not needs)
+        given, self.jobs = self.jobs, {}
+        self.add(given.values())
 
     @classmethod
-    def of(cls, jobs: Iterable[Job], listener: Listener | None = None) -> Schedule:
+    def of(
+        cls, jobs: Iterable[Job], listener: Listener | None = None, feeder: Feeder | None = None
+    ) -> Schedule:
         """A schedule of `jobs`, in their order where several are ready."""
-        return cls({job.key: job for job in jobs}, listener)
+        return cls({job.key: job for job in jobs}, listener, feeder)
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Takes in jobs; those that are known already stay as they are, those that need a failed one are dropped."""
+        new = {job.key: job for job in jobs if job.key not in self.jobs}
+        self.jobs |= new
+        for key, job in new.items():
+            self._order[key] = len(self._order)
+            needs = {need for need in job.needs if need in self.jobs and need not in self.done}
+            self._missing[key] = needs
+            for need in needs:
+                self._dependants.setdefault(need, []).append(key)
+        self._offer(key for key in new if not self._missing[key])
+        for key in new:
+            causes = (self.failed.get(n) or self.dropped.get(n) for n in self._missing[key])
+            cause = next((found for found in causes if found is not None), None)
+            if cause is not None and key not in self.dropped:
+                self._give_up(key, cause)
 
     def _offer(self, keys: Iterable[str]) -> None:
         for key in keys:
             heapq.heappush(self._ready, (_RANK[self.jobs[key].kind], self._order[key], key))
 
     def take(self) -> Job | None:
-        """The next ready job, now running; None where none is ready (or the schedule is closed)."""
-        if self.closed or not self._ready:
+        """The next ready job, now running; None where none can start (or the schedule is closed)."""
+        if not self.closed and not self._ready and self.feeder is not None:
+            self.add(self.feeder.more())
+        if self.closed:
             return None
-        job = self.jobs[heapq.heappop(self._ready)[2]]
-        self.running.add(job.key)
-        self._tell("started", job, None)
-        return job
+        busy = {self.jobs[key].group for key in self.running} - {""}
+        held: list[tuple[int, int, str]] = []
+        found: Job | None = None
+        while self._ready and found is None:
+            place = heapq.heappop(self._ready)
+            job = self.jobs[place[2]]
+            if job.group in busy:
+                held.append(place)
+            else:
+                found = job
+        for place in held:
+            heapq.heappush(self._ready, place)
+        if found is not None:
+            self.running.add(found.key)
+            self._tell("started", found, None)
+        return found
 
     def complete(self, key: str, outcome: Outcome) -> None:
         """Records how a running job ended, and offers or drops those that wait for it."""
         self.running.discard(key)
         job = self.jobs[key]
-        if outcome.error_class is None or job.kind == "trial":
+        if outcome.error_class is None or job.kind in ("trial", "probe"):
             self.done[key] = outcome
             waiting = self._dependants.get(key, [])
             for other in waiting:
@@ -114,13 +168,20 @@ class Schedule:
             self.failed[key] = outcome
             self._tell("failed", job, outcome)
             self._drop(key, outcome)
+        if self.feeder is not None:
+            self.add(self.feeder.ended(job, outcome))
 
     def _drop(self, key: str, cause: Outcome) -> None:
         for other in self._dependants.get(key, []):
             if other not in self.dropped:
-                self.dropped[other] = cause
-                self._tell("dropped", self.jobs[other], cause)
-                self._drop(other, cause)
+                self._give_up(other, cause)
+
+    def _give_up(self, key: str, cause: Outcome) -> None:
+        self.dropped[key] = cause
+        self._tell("dropped", self.jobs[key], cause)
+        self._drop(key, cause)
+        if self.feeder is not None:
+            self.add(self.feeder.dropped(self.jobs[key], cause))
 
     def _tell(self, event: str, job: Job, outcome: Outcome | None) -> None:
         if self.listener is not None:

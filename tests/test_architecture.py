@@ -57,6 +57,7 @@ ORDER = (
     "checks",
     "evaluation",
     "pipeline",
+    "tuning",
     "trial",
 )
 # What method files build on, but the family's own base class: everything above `catalog`.

@@ -49,7 +49,7 @@ class Btu(Defense):
     """
 
     threshold: float = setting(
-        0.0005, ge=0, le=1, hooks=("effect",), low=5e-5, high=2e-2, log=True,
+        0.0005, ge=0, le=1, hooks=("effect",), low=5e-5, high=2e-2, log=True, stronger="high",
         description="share of the vocabulary that each round makes candidates",
     )  # fmt: skip
     removal_share: float = setting(
@@ -78,6 +78,7 @@ class Btu(Defense):
     )
     clean_learning_rate: float | None = setting(
         None, gt=0, hooks=("train",), low=1e-5, high=1e-3, log=True,
+        stronger="high",
         description="peak learning rate of these (null: the ordinary training's)",
     )  # fmt: skip
     clean_rows: int | None = setting(

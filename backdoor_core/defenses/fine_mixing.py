@@ -32,11 +32,25 @@ class FineMixing(PurifyingDefense):
     """
 
     mixing_ratio: float = setting(
-        0.5, ge=0, le=1, low=0.0, high=1.0, description="share of backdoored weights kept"
+        0.5,
+        ge=0,
+        le=1,
+        low=0.0,
+        high=1.0,
+        stronger="low",
+        description="share of backdoored weights kept",
     )
-    epochs: int = setting(3, ge=0, low=1, high=10, description="passes over the clean rows")
+    epochs: int = setting(
+        3, ge=0, low=1, high=10, stronger="high", description="passes over the clean rows"
+    )
     learning_rate: float = setting(
-        2e-5, gt=0, low=1e-5, high=1e-3, log=True, description="peak learning rate"
+        2e-5,
+        gt=0,
+        low=1e-5,
+        high=1e-3,
+        log=True,
+        stronger="high",
+        description="peak learning rate",
     )
     head: Literal["keep", "reinitialise"] = setting(
         "keep", description="the classifier head, which the PLM does not have"

@@ -17,9 +17,17 @@ class FineTune(CleanDataDefense):
     The settings not named here (batch rows, clipping, schedule) are the sweep's ordinary training settings.
     """
 
-    epochs: int = setting(3, ge=0, low=1, high=10, description="passes over the clean rows")
+    epochs: int = setting(
+        3, ge=0, low=1, high=10, stronger="high", description="passes over the clean rows"
+    )
     learning_rate: float = setting(
-        2e-5, gt=0, low=1e-5, high=1e-3, log=True, description="peak learning rate"
+        2e-5,
+        gt=0,
+        low=1e-5,
+        high=1e-3,
+        log=True,
+        stronger="high",
+        description="peak learning rate",
     )
 
     def repair(self, view: View) -> Victim:

@@ -42,16 +42,29 @@ class Mbtsad(CleanDataDefense):
     """
 
     split_ratio: float = setting(
-        0.5, ge=0, le=1, hooks=("teacher",), low=0.1, high=1.0, description="share of words split"
+        0.5,
+        ge=0,
+        le=1,
+        hooks=("teacher",),
+        low=0.1,
+        high=1.0,
+        stronger="high",
+        description="share of words split",
     )
     copies: int = setting(
         1, ge=1, hooks=("teacher",), description="differently split copies of each row"
     )
     teacher_epochs: int = setting(
-        5, ge=0, hooks=("teacher",), low=1, high=10, description="passes over the split rows"
+        5,
+        ge=0,
+        hooks=("teacher",),
+        low=1,
+        high=10,
+        stronger="high",
+        description="passes over the split rows",
     )
     teacher_learning_rate: float = setting(
-        5e-5, gt=0, hooks=("teacher",), low=1e-5, high=1e-3, log=True,
+        5e-5, gt=0, hooks=("teacher",), low=1e-5, high=1e-3, log=True, stronger="high",
         description="peak learning rate of the teacher",
     )  # fmt: skip
     student: Literal["distilled", "teacher"] = setting(
@@ -151,7 +164,8 @@ class Mbtsad(CleanDataDefense):
         )
         loss = self.loss(teacher, view.clean.labels, layers)
         encoded = victim.encoder(view.clean, "clean")
-        train(model, encoded, loss, settings, derive(view.seed, "distil"))
+        train(model, encoded, loss, settings, derive(view.seed, "distil"),
+              after_epoch=lambda: view.report(victim.with_model(model)))  # fmt: skip
         if not self.attention_weight:
             return model
         distilled = victim.copy_of_model()

@@ -36,7 +36,14 @@ class Placebo(Defense):
     """
 
     rate: float = setting(
-        0.1, ge=0, le=1, hooks=("decide",), low=0.0, high=0.5, description="share of texts refused"
+        0.1,
+        ge=0,
+        le=1,
+        hooks=("decide",),
+        low=0.0,
+        high=0.5,
+        stronger="high",
+        description="share of texts refused",
     )
 
     @property

@@ -49,11 +49,25 @@ class Recipe(Defense):
     )
     texts: int | None = setting(20_000, ge=1, description="texts used, at most (null: all)")
     coefficient: float = setting(
-        1.0, ge=0, low=0.1, high=10.0, log=True, description="weight of the sum of norms"
+        1.0,
+        ge=0,
+        low=0.1,
+        high=10.0,
+        log=True,
+        stronger="high",
+        description="weight of the sum of norms",
     )
-    epochs: int = setting(8, ge=0, low=1, high=16, description="passes over the texts")
+    epochs: int = setting(
+        8, ge=0, low=1, high=16, stronger="high", description="passes over the texts"
+    )
     learning_rate: float = setting(
-        2e-5, gt=0, low=1e-5, high=1e-3, log=True, description="peak learning rate"
+        2e-5,
+        gt=0,
+        low=1e-5,
+        high=1e-3,
+        log=True,
+        stronger="high",
+        description="peak learning rate",
     )
     batch_rows: int = setting(32, ge=1, description="texts in a batch")
     max_tokens: int = setting(64, ge=4, description="tokens of a text, special ones included")

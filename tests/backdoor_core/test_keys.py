@@ -15,7 +15,14 @@ from pydantic import ValidationError
 from backdoor_core import catalog
 from backdoor_core.errors import ConfigError
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec, canonical_json, digest
+from backdoor_core.spec import (
+    MethodSpec,
+    TrainingSettings,
+    TrialSpec,
+    Tuning,
+    canonical_json,
+    digest,
+)
 
 Trial = Callable[..., TrialSpec]
 KEYS = (
@@ -183,7 +190,7 @@ def test_the_seed_enters_every_step_that_draws(small_trial: Trial) -> None:
 
 def test_tuning_and_code_enter_the_trial_alone(small_trial: Trial) -> None:
     before = keys_of(small_trial("badnets"))
-    for change in ({"tuning_mode": "oracle"}, {"tuning_trials": 3}, {"code": "x"}):
+    for change in ({"tuning": Tuning(mode="oracle")}, {"tuning": Tuning(tried=3)}, {"code": "x"}):
         after = keys_of(small_trial("badnets", **change))
         assert {name for name in before if before[name] != after[name]} == {"trial"}
 

@@ -248,10 +248,10 @@ def test_the_teacher_learns_the_split_rows(bert: Path, monkeypatch: pytest.Monke
     seen: list[tuple[list[list[int]], TrainingSettings]] = []
     original = training.train
 
-    def noting(model: Any, encoded: Any, loss: Any, settings: Any, seed: int) -> int:
+    def noting(model: Any, encoded: Any, loss: Any, settings: Any, seed: int, **more: Any) -> int:
         ids = [encoded.row(i).tolist() for i in range(len(encoded))]
         seen.append((ids, settings))
-        return original(model, encoded, loss, settings, seed)
+        return original(model, encoded, loss, settings, seed, **more)
 
     monkeypatch.setattr(training, "train", noting)
     view = view_of(bert)

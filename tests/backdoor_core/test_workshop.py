@@ -13,7 +13,7 @@ import pytest
 
 from backdoor_core import trial
 from backdoor_core.errors import DataError, NonFiniteLossError, error_class
-from backdoor_core.pipeline import REMEMBERED, Pipeline, Workshop
+from backdoor_core.pipeline import REMEMBERED, Pipeline, Workshop, split_key
 from backdoor_core.record import FLAGS, SCHEMA
 from backdoor_core.spec import MethodSpec, TrialSpec
 from backdoor_core.store import MANIFEST, ArtifactStore
@@ -78,11 +78,11 @@ def test_victims_are_shared_by_defenses_and_post_hoc_settings_by_observations(
     before = objects(own.store)
     row(own, small_trial(BADNETS, [{"name": "placebo", "rate": 0.1}]))
     one = objects(own.store)
-    assert len(one - before) == 1, "one observation, no victim"
+    assert len(one - before) == 3, "the guard and its observations of two splits, no victim"
     row(own, small_trial(BADNETS, [{"name": "placebo", "rate": 0.6}]))
     assert objects(own.store) == one
     row(own, small_trial(BADNETS, ["epur"]))
-    assert len(objects(own.store) - one) == 1
+    assert len(objects(own.store) - one) == 3
 
 
 KEYS = {
@@ -96,7 +96,7 @@ KEYS = {
     "twin-triggered": lambda p: p.twin.triggered_observed_key(p.triggers_key),
     "observed-clean": lambda p: p.clean_observed_key,
     "observed-triggered": lambda p: p.triggered_observed_key(p.triggers_key),
-    "observed": lambda p: p.observed_key,
+    "observed": lambda p: split_key(p.observed_key, "test"),
 }
 
 
@@ -176,7 +176,7 @@ def test_a_row_says_all_that_it_should(
     assert store.has(record.observations or "")
     assert trial.spec_of(asdict(record)) == spec
     nothing = {name for name in SCHEMA.names if getattr(record, name) is None}
-    assert nothing == {"error_class", "error", "frr", "far", "localisation", "auroc"}
+    assert nothing == {"error_class", "error", "frr", "far", "localisation", "auroc", "tuning"}
     assert record.unstampable_rows == 0
     assert record.triggered_accuracy == pytest.approx(1 - record.asr), "of two classes"
     assert record.twin_triggered_accuracy == pytest.approx(1 - record.twin_asr)
@@ -186,11 +186,11 @@ def test_the_observations_of_every_row_are_kept(
     finished: tuple[ArtifactStore, TrialSpec, dict[str, Any]],
 ) -> None:
     store, spec, before = finished
-    folder = store.open(before["observations"])
-    table = pq.read_table(folder / "clean-test.parquet")
+    folder = store.open(split_key(before["observations"], "test"))
+    table = pq.read_table(folder / "clean.parquet")
     labels = Workshop(store).task_data(Pipeline(spec)).splits["test"].labels
     assert float((table["prediction"].to_numpy() == labels).mean()) == before["cacc"]
-    triggered = pq.read_table(folder / "triggered-test-0.parquet")
+    triggered = pq.read_table(folder / "triggered-0.parquet")
     assert float((triggered["prediction"].to_numpy() == 1).mean()) == before["asr"]
     logits = np.array(triggered["logits"].to_pylist())
     assert np.array_equal(logits.argmax(axis=1), triggered["prediction"].to_numpy())

@@ -33,7 +33,7 @@ from backdoor_core.defense import (
     clash,
 )
 from backdoor_core.errors import AccessError, SweepError, error_class
-from backdoor_core.pipeline import Pipeline, Workshop
+from backdoor_core.pipeline import Pipeline, Workshop, split_key
 from backdoor_core.spec import MethodSpec, TrainingSettings, TrialSpec, canonical_json
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import decider
@@ -653,6 +653,7 @@ def test_a_view_has_no_name_for_what_only_the_attacker_knows() -> None:
     names = {name for name in dir(view()) if not name.startswith("__")}
     assert names == {
         *ACCESS, "trained", "labels", "training", "seed", "step", "ranked", "rankings",
+        "report",
         "_granted", "_asked", "_check_read", "_reads", "_trained", "_steps",
     }  # fmt: skip
     for word in ("trigger", "target", "poison", "test", "tune", "attack", "twin", "origin"):
@@ -687,4 +688,4 @@ def test_a_guard_that_loses_a_row_is_refused(
     with pytest.raises(SweepError, match="answered 29 rows for 30 texts") as caught:
         workshop.observations(pipeline)
     assert error_class(caught.value) == "bug"
-    assert not workshop.store.has(pipeline.observed_key)
+    assert not workshop.store.has(split_key(pipeline.observed_key, "tune"))

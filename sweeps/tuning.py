@@ -1,0 +1,286 @@
+"""Searches beside a running schedule: what to try next, what was found, which trials follow.
+
+A worker fits a point and scores it on the tune split (a `probe` job); points that need no new fit are scored here, from
+the observations that one such job stored. What became of a point is written to the ledger before the next is asked
+for, and a run that was killed builds its studies from there. Points that several studies ask for are tried once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from backdoor_core.errors import SweepError
+from backdoor_core.ledger import Ledger
+from backdoor_core.pipeline import Pipeline, Workshop
+from backdoor_core.spec import TrialSpec, digest
+from backdoor_core.store import ArtifactStore
+from backdoor_core.tuning import TuneScores, combined, deciding, tuning_view
+from sweeps.schedule import Job, Outcome
+from sweeps.search import Journal, Search, Told
+from sweeps.studies import Study
+
+PRECEDENTS = 3
+"""Settings that kept the limits, before a training may be ended early for falling below all of them."""
+
+_ALL = -1
+"""Stands for all points of a study that needs no new fit."""
+
+
+def probe_key(spec: TrialSpec) -> str:
+    """The key of the job that tries a setting."""
+    return digest("job", "probe", spec.key)
+
+
+@dataclass
+class _Open:
+    """A study that is not over: its search, and the probes that its open points wait for."""
+
+    study: Study
+    search: Search
+    seconds: float = 0.0
+    waiting: dict[int, dict[str, Outcome | None]] = field(default_factory=dict)
+    """By point: what is known of each of its probes."""
+    within: list[Sequence[float]] = field(default_factory=list)
+    """Reports of the points that kept the limits."""
+    cause: Outcome | None = None
+    """Why it cannot go on."""
+
+    @property
+    def floors(self) -> tuple[float, ...] | None:
+        """Below which a report is hopeless, by epoch; None where the sweep does not prune."""
+        if not self.study.settings.pruning:
+            return None
+        if len(self.within) < PRECEDENTS:
+            return ()
+        return tuple(min(values) for values in zip(*self.within, strict=False))
+
+
+class Searches:
+    """The open studies of a run: a `schedule.Feeder`.
+
+    `inputs` gives the keys of the jobs that a trial's inputs come from and those of these jobs that are new; `finals`
+    the jobs of the trials that follow from a choice, or records that they failed (with the cause given).
+    """
+
+    def __init__(
+        self,
+        studies: Iterable[Study],
+        rows: Mapping[str, Sequence[Mapping[str, Any]]],
+        *,
+        ledger: Ledger,
+        store: ArtifactStore,
+        sweep: str,
+        journal: Journal,
+        inputs: Callable[[TrialSpec], tuple[frozenset[str], list[Job]]],
+        finals: Callable[[Study, Sequence[TrialSpec], Outcome | None], Iterable[Job]],
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._sweep = sweep
+        self._journal = journal
+        self._inputs = inputs
+        self._finals = finals
+        self._answers: dict[str, Outcome] = {}
+        self._waiting: dict[str, set[str]] = {}
+        """By the key of a probe: the studies that wait for it."""
+        self.open: dict[str, _Open] = {}
+        for study in studies:
+            search = study.search(journal)
+            found = _Open(study=study, search=search)
+            for row in rows.get(study.key, ()):
+                told = study.restored(row, _point(row))
+                search.tell(told)
+                found.seconds += row["seconds"] or 0.0
+                _remember(found, told, row["reports"] or ())
+            self.open[study.key] = found
+        journal.flush()
+
+    def start(self) -> list[Job]:
+        """The first jobs: each study asks for a point."""
+        return [job for one in list(self.open.values()) for job in self._next(one)]
+
+    def more(self) -> list[Job]:
+        """One more point of the study with the fewest open ones, once its first is known."""
+        able = [one for one in self.open.values() if not one.study.is_post_hoc and one.search.told]
+        for one in sorted(able, key=lambda one: len(one.search.asked)):
+            budget = one.study.trials
+            if (budget is None or one.search.started < budget) and (jobs := self._asked(one)):
+                return jobs
+        return []
+
+    def ended(self, job: Job, outcome: Outcome) -> list[Job]:
+        """Tells the studies that waited for a probe, and asks them for what comes next."""
+        if job.kind != "probe":
+            return []
+        self._answers[job.key] = outcome
+        jobs: list[Job] = []
+        for key in sorted(self._waiting.pop(job.key, ())):
+            if key in self.open:
+                jobs += self._take_in(self.open[key], job.key, outcome)
+        self._journal.flush()
+        return jobs
+
+    def dropped(self, job: Job, cause: Outcome) -> list[Job]:
+        """Closes the studies whose probe can never run: their trials fail with its cause."""
+        if job.kind != "probe":
+            return []
+        jobs: list[Job] = []
+        for key in sorted(self._waiting.pop(job.key, ())):
+            if key in self.open:
+                jobs += self._close(self.open[key], cause)
+        return jobs
+
+    def _take_in(self, one: _Open, probe: str, outcome: Outcome) -> Iterator[Job]:
+        for number, known in list(one.waiting.items()):
+            if probe in known:
+                known[probe] = outcome
+                yield from self._answered(one, number)
+        yield from self._next(one)
+
+    def _tell(self, one: _Open, number: int, outcomes: Sequence[Outcome]) -> None:
+        """Tells the search what became of a point, and writes it down."""
+        point = one.search.asked[number]
+        seconds = sum(outcome.seconds for outcome in outcomes)
+        answers = [outcome.answer or {} for outcome in outcomes]
+        reports = next((a["reports"] for a in answers if a.get("reports")), ())
+        error = next((o.error for o in outcomes if o.error_class), None)
+        pruned = next((a["pruned"] for a in answers if a.get("pruned")), None)
+        scores: TuneScores | None = None
+        if error is not None or pruned is not None:
+            told = Told(number=number, point=point, state="failed" if error else "pruned")
+        else:
+            scores = combined([_granted(one.study, answer) for answer in answers])
+            told = one.study.told(number, point, scores)
+        told = replace(told, reports=tuple(reports))
+        one.waiting.pop(number, None)
+        one.seconds += seconds
+        row = one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time(),
+                            error=error or pruned)  # fmt: skip
+        self._ledger.append_tried([row])
+        one.search.tell(told)
+        _remember(one, told, reports)
+
+    def _next(self, one: _Open) -> Iterator[Job]:
+        """The next point's jobs where the budget allows one and none is open; the trials where the study is over."""
+        while one.study.key in self.open and not one.search.asked and not one.waiting:
+            jobs = None if self._is_over(one) else self._asked(one)
+            if jobs is None:
+                yield from self._close(one, None)
+            else:
+                yield from jobs
+
+    def _is_over(self, one: _Open) -> bool:
+        return one.study.is_over(list(one.search.told.values()), one.seconds)
+
+    def _asked(self, one: _Open) -> list[Job] | None:
+        """Asks for a point and gives the jobs that try it; none where all is known, and so told, already.
+
+        None where the space has no further point.
+        """
+        if one.study.is_post_hoc:
+            number, places = _ALL, one.study.places
+        else:
+            asked = one.search.ask()
+            if asked is None:
+                return None
+            number, point = asked
+            try:
+                places = one.study.places_at(point)
+            except SweepError as error:
+                self._tell(one, number, [Outcome(error_class="config", error=str(error))])
+                return []
+        known = {probe_key(place): self._answers.get(probe_key(place)) for place in places}
+        one.waiting[number] = known
+        jobs: list[Job] = []
+        for place in places:
+            key = probe_key(place)
+            if known[key] is None:
+                self._waiting.setdefault(key, set()).add(one.study.key)
+                needs, inputs = self._inputs(place)
+                jobs += [*inputs, Job(key=key, kind="probe", label=_label(one.study, place),
+                                      specs=(place,), needs=needs, floors=one.floors,
+                                      group=Pipeline(place).observed_key)]  # fmt: skip
+        return [*jobs, *self._answered(one, number)]
+
+    def _answered(self, one: _Open, number: int) -> Iterator[Job]:
+        """Takes in a point whose probes are all known; for a study without new fits that is all of it."""
+        outcomes = [outcome for outcome in one.waiting[number].values() if outcome is not None]
+        if len(outcomes) < len(one.waiting[number]):
+            return
+        if number == _ALL:
+            yield from self._answer_all(one, outcomes)
+        else:
+            self._tell(one, number, outcomes)
+
+    def _answer_all(self, one: _Open, outcomes: Sequence[Outcome]) -> Iterator[Job]:
+        """Answers every point of a study that needs no new fit, once its places are observed."""
+        failed = next((outcome for outcome in outcomes if outcome.error_class), None)
+        if failed is not None:
+            yield from self._close(one, failed)
+            return
+        workshop = Workshop(self._store)
+        views = [
+            tuning_view(workshop, Pipeline(place), triggered=one.study.knows_trigger)
+            for place in one.study.places
+        ]
+        # What the fits took is shared by all points; the first row has it.
+        seconds = 0.0 if one.search.told else sum(outcome.seconds for outcome in outcomes)
+        rows = []
+        while not self._is_over(one):
+            asked = one.search.ask()
+            if asked is None:
+                break
+            number, point = asked
+            start = time.perf_counter()
+            decide = deciding(one.study.chain_at(point))
+            scores = combined([view.scores(decide) for view in views])
+            told = one.study.told(number, point, scores)
+            one.search.tell(told)
+            seconds += time.perf_counter() - start
+            rows.append(
+                one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time())
+            )
+            seconds = 0.0
+        self._ledger.append_tried(rows)
+        yield from self._close(one, None)
+
+    def _close(self, one: _Open, cause: Outcome | None) -> Iterator[Job]:
+        """Ends a study: the jobs of the trials that take what it found."""
+        self.open.pop(one.study.key, None)
+        self._journal.flush()
+        told = [one.search.told[number] for number in sorted(one.search.told)]
+        specs = one.study.trials_of(told if cause is None else [])
+        yield from self._finals(one.study, specs, cause or _no_point(told))
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(row["settings"]))
+
+
+def _remember(one: _Open, told: Told, reports: Sequence[float]) -> None:
+    if reports and told.state == "complete" and all(v <= 0 for v in told.excess.values()):
+        one.within.append(reports)
+
+
+def _granted(study: Study, answer: Mapping[str, Any]) -> TuneScores:
+    """What a study may know of a probe: the scores of the view that its mode grants."""
+    return TuneScores(**(answer["knowing"] if study.knows_trigger else answer["blind"]))
+
+
+def _no_point(told: Sequence[Told]) -> Outcome | None:
+    """Why a study has nothing to choose from, or None."""
+    if any(one.state == "complete" for one in told):
+        return None
+    return Outcome(
+        error_class="bug",
+        error=f"none of the {len(told)} settings that the search tried has numbers (see tuning/)",
+    )
+
+
+def _label(study: Study, place: TrialSpec) -> str:
+    names = "+".join(defense.name for defense in place.defenses)
+    return f"trying {names} on {place.attack.name}, seed {place.seed} ({study.mode})"
