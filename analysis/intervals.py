@@ -108,7 +108,7 @@ def bootstrap_mean(
 def clustered_mean(
     groups: Sequence[Values],
     *,
-    rows: RowDraw = "nested",
+    rows: RowDraw,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:

@@ -20,6 +20,8 @@ from backdoor_core.errors import ConfigError, DataError
 ALPHA = 0.05
 FEWEST_BLOCKS = 2
 FEWEST_METHODS = 3
+_ROUNDING = 0.01
+"""What average ranks as printed in papers may be off by, in the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,11 @@ def ranking(
         )
     if len(set(methods)) < count or len(average_ranks) != count:
         raise DataError("expected one average rank for each method, and no method twice")
+    if abs(math.fsum(average_ranks) / count - (count + 1) / 2) > _ROUNDING:
+        raise DataError(
+            f"average ranks of {count} methods have the mean {(count + 1) / 2:g}, got "
+            f"{math.fsum(average_ranks) / count:g}; ranks must be of all methods together, 1 the best"
+        )
     order = sorted(range(count), key=lambda place: (average_ranks[place], place))
     ranks = tuple(float(average_ranks[place]) for place in order)
     spread = math.fsum((rank - (count + 1) / 2) ** 2 for rank in ranks)

@@ -142,7 +142,7 @@ def sign_flip(first: Values, second: Values, *, seed: int = 0) -> PairedTest:
     return PairedTest(
         name="sign flip",
         statistic=float(gaps.mean()),
-        p=_flipped(kept, seed) if len(kept) else 1.0,
+        p=_flipped(kept, seed) if len(kept) > 1 else 1.0,
         n=len(gaps),
         informative=len(kept),
         smallest_p=limit,
