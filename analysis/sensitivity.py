@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -119,10 +119,12 @@ def _places(tried: Sequence[Tried], setting: str) -> list[list[Tried]]:
     for one in tried:
         by_value[value_text(one, setting)].append(one)
     numeric = all(is_number(same[0].settings[setting]) for same in by_value.values())
-    key: Callable[[list[Tried]], Any] = lambda same: (  # noqa: E731
-        same[0].settings[setting] if numeric else shown(same[0].settings[setting])
-    )
-    ordered = sorted(by_value.values(), key=key)
+
+    def reading_order(same: Sequence[Tried]) -> Any:
+        value = same[0].settings[setting]
+        return value if numeric else shown(value)
+
+    ordered = sorted(by_value.values(), key=reading_order)
     if not numeric or len(ordered) <= MOST_VALUES:
         return ordered
     bins: list[list[Tried]] = [[] for _ in range(BINS)]
