@@ -51,9 +51,10 @@ def importances(
     """Optuna's importance of each setting that varies and stands in every row.
 
     `ped_anova` (arXiv 2304.10255; needs no other package, so equal on every machine) says which settings decide
-    whether the metric is among the best: the best tenth, or the best five where a tenth is less (and ties). `fanova` (Hutter
-    et al., ICML 2014) and `mean_decrease_impurity` say which explain its variance, through random forests, and need
-    scikit-learn. Numbers are on a logarithmic scale where they are above zero and span a factor of 100.
+    whether the metric is among the best: the best tenth, or the best five where a tenth is less, with whatever
+    ties with the last of them. `fanova` (Hutter et al., ICML 2014) and `mean_decrease_impurity` say which explain
+    its variance, through random forests, and need scikit-learn. Numbers are on a logarithmic scale where they
+    are above zero and span a factor of 100.
     Raises ConfigError for an evaluator that there is not, DependencyError where its package is missing.
     """
     if evaluator not in get_args(Evaluator):
