@@ -297,6 +297,25 @@ def report(out: Path, destination: Path | None, svg: Path | None, by_attack: boo
 
 
 @main.command()
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True)
+@click.option("--budget", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+              help="Largest CACC drop of a ranked setting, as a share.")  # fmt: skip
+@click.option("--min-seeds", type=click.IntRange(min=2), default=3, show_default=True,
+              help="Fewest seeds that every cell of a ranked setting needs.")  # fmt: skip
+@_json_option
+def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: bool) -> None:
+    """Rank defense settings by their worst case over attacks, and say what was refused and why.
+
+    OUT... are output folders that are read together. Prints Markdown, or JSON.
+    """
+    import analysis
+    from analysis import leaderboard as ranking
+
+    found = ranking.leaderboard(analysis.load(outs), min_seeds=min_seeds, budget=budget)
+    _say(as_json, found.as_json(), found.as_markdown().rstrip("\n"))
+
+
+@main.command()
 @click.argument("key")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")

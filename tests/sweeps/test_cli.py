@@ -13,15 +13,19 @@ import jsonschema
 import pytest
 from click.testing import Result
 
+from analysis.standings import SCHEMA
 from backdoor_core import __version__, catalog
+from backdoor_core.ledger import Ledger
+from backdoor_core.record import TrialRecord
+from backdoor_core.spec import digest
 from sweeps import cli as cli_module
 from sweeps.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 Cli = Callable[..., Result]
 
 COMMANDS = (
-    "validate", "schema", "plan", "run", "status", "logs", "rerun", "ls", "report", "export",
-    "predict",
+    "validate", "schema", "plan", "run", "status", "logs", "rerun", "ls", "report", "leaderboard",
+    "export", "predict",
 )  # fmt: skip
 PROBE = """
 import json, sys
@@ -111,6 +115,57 @@ def test_ls_of_an_unknown_family(cli: Cli) -> None:
     result = cli("ls", "models")
     assert result.exit_code == EXIT_BAD_INPUT
     assert "'models' is not one of 'tasks', 'plms', 'attacks', 'defenses'" in result.output
+
+
+def _made_up(out: Path, defenses: dict[str, float], **changes: object) -> Path:
+    """An output folder with one attack, three seeds and made-up numbers: defense -> ASRD."""
+    rows = [
+        TrialRecord(
+            **{
+                "key": digest(defense, seed), "attempt": 1, "attack_key": "a", "status": "ok",
+                "sweep": "made-up", "task": "sst2", "task_settings": "{}", "plm": "bert",
+                "plm_settings": "{}", "attack": "badnets", "attack_settings": "{}",
+                "poison_rate": 0.1, "defense": defense, "defense_settings": "{}",
+                "training_settings": "{}", "seed": seed, "cacc": 0.9, "asr": asrd, "asrd": asrd,
+                "cacc_drop": 0.04, "twin_cacc": 0.9, "twin_asr": 0.0,
+            } | changes
+        )
+        for defense, asrd in defenses.items()
+        for seed in range(3)
+    ]  # fmt: skip
+    Ledger(out).append(rows, {})
+    return out
+
+
+def test_leaderboard_of_several_folders(cli: Cli, tmp_path: Path) -> None:
+    first = _made_up(tmp_path / "a", {"onion": 0.4, "none": 0.9})
+    second = _made_up(tmp_path / "b", {"cube": 0.2, "recipe": 0.0}, attempt=2)
+    result = cli("leaderboard", first, second)
+    assert result.exit_code == 0
+    assert "## sst2 with bert" in result.output
+    assert "at most 0.05, each cell measured with at least 3 seeds" in result.output
+    board = json.loads(cli("leaderboard", first, second, "--json").output)
+    jsonschema.validate(board, SCHEMA)
+    ranked = [(entry["rank"], entry["defense"]) for entry in board["boards"][0]["ranked"]]
+    assert ranked == [(1, "recipe"), (2, "cube"), (3, "onion")]
+
+
+def test_leaderboard_options(cli: Cli, tmp_path: Path) -> None:
+    out = _made_up(tmp_path, {"onion": 0.4})
+    (board,) = json.loads(cli("leaderboard", out, "--json", "--budget", 0.03).output)["boards"]
+    assert [entry["defense"] for entry in board["over_budget"]] == ["onion"]
+    (board,) = json.loads(cli("leaderboard", out, "--json", "--min-seeds", 4).output)["boards"]
+    (refused,) = board["refused"]
+    assert refused["reasons"] == ["fewer than 4 seeds in badnets (rate 0.1): 3"]
+
+
+def test_leaderboard_without_what_it_needs(cli: Cli, tmp_path: Path) -> None:
+    missing = cli("leaderboard", tmp_path)
+    assert missing.exit_code == EXIT_BAD_INPUT
+    assert "no results in" in missing.output
+    assert "Missing argument 'OUT...'" in cli("leaderboard").output
+    assert cli("leaderboard", tmp_path, "--budget", 2).exit_code == EXIT_BAD_INPUT
+    assert cli("leaderboard", tmp_path, "--min-seeds", 1).exit_code == EXIT_BAD_INPUT
 
 
 def test_ctrl_c_before_anything_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""Reading the tuning tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import analysis
+from analysis.tuned import TUNING_SCHEMA, tuning_rows
+from backdoor_core.errors import DataError
+from backdoor_core.store import Folder
+
+
+def _write(
+    out: Path, name: str, rows: list[dict], schema: pa.Schema | None = TUNING_SCHEMA
+) -> None:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    Folder(out).child("tuning").make().write_table(name, table)
+
+
+def test_nothing_was_searched(tmp_path: Path, record, write) -> None:
+    out = write(tmp_path, [record()])
+    assert tuning_rows(analysis.load(out)) == []
+    assert tuning_rows(out) == []
+
+
+def test_rows_of_several_files_and_folders(tmp_path: Path, record, write) -> None:
+    first, second = (write(tmp_path / name, [record(seed=n)]) for n, name in enumerate("ab"))
+    _write(first, "x.parquet", [{"study": "s", "number": 1}, {"study": "s", "number": 0}])
+    _write(first, "y.parquet", [{"study": "s", "number": 0, "seconds": 2.0, "finished_at": 5.0}])
+    _write(second, "z.parquet", [{"study": "t", "number": 0}])
+    found = tuning_rows(analysis.load([first, second]))
+    assert [(row["study"], row["number"]) for row in found] == [("s", 0), ("s", 1), ("t", 0)]
+    assert found[0]["seconds"] == 2.0, "the later row of one study and number counts"
+    assert tuning_rows([first, second]) == found
+    assert [row["study"] for row in tuning_rows(second)] == ["t"]
+
+
+def test_columns_that_an_older_file_lacks_are_null(tmp_path: Path) -> None:
+    row = {"study": "s", "number": 3, "settings": "{}", "state": "complete"}
+    _write(tmp_path, "x.parquet", [row], schema=None)
+    (found,) = tuning_rows(tmp_path)
+    assert (found["number"], found["asr"], found["feasible"]) == (3, None, None)
+    assert set(found) == set(TUNING_SCHEMA.names)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, "x.parquet", [{"key": "k", "study": "s"}], schema=None)
+    with pytest.raises(DataError, match=r"lacks number, settings, state\. Move it out"):
+        tuning_rows(tmp_path)
+    row = {"study": "s", "number": "three", "settings": "{}", "state": "complete"}
+    _write(tmp_path, "x.parquet", [row], schema=None)
+    with pytest.raises(DataError, match="is no tuning table"):
+        tuning_rows(tmp_path)
