@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +47,40 @@ def words_at(encoder: Encoder, corpus: Corpus, places: np.ndarray) -> list[str |
         text = (corpus.pairs[row] or "") if in_pair else corpus.texts[row]
         words.append(None if span is None else _word_around(text, span.start, span.end))
     return words
+
+
+def word_scores(
+    encoder: Encoder, corpus: Corpus, lengths: np.ndarray, scores: np.ndarray
+) -> list[list[float | None]]:
+    """The highest score of the tokens of each word, between whitespace, of each row: first the text's, then its pair's.
+
+    `scores` has one score a token (float, shape (tokens,)), rows after rows of `lengths` tokens as `encoder` gives
+    them; NaN is no score. None for words without any (cut off, say). Rows are empty where the tokenizer cannot tell
+    where a token stands.
+    """
+    tokenizer = encoder.tokenizer
+    if not tokenizer.is_fast or not len(corpus):
+        return [[] for _ in range(len(corpus))]
+    tokens = tokenized(tokenizer, corpus, encoder.max_tokens)
+    start, found = 0, []
+    for row, length in enumerate(lengths.tolist()):
+        texts = (corpus.texts[row], corpus.pairs[row] or "")
+        spans = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+        best: list[list[float | None]] = [[None] * len(part) for part in spans]
+        encoding = tokens.encodings[row]
+        for place in range(length):
+            score, part = float(scores[start + place]), encoding.sequence_ids[place]
+            if part is None or math.isnan(score):
+                continue
+            low, high = encoding.offsets[place]
+            for word, (first, last) in enumerate(spans[part]):
+                if low < last and high > first:
+                    known = best[part][word]
+                    best[part][word] = score if known is None else max(known, score)
+                    break
+        found.append([*best[0], *best[1]])
+        start += length
+    return found
 
 
 def _word_around(text: str, start: int, end: int) -> str | None:

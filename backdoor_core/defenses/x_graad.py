@@ -16,7 +16,7 @@ from backdoor_core.rng import generator
 from backdoor_core.space import setting
 from backdoor_core.stop_words import STOP_WORDS
 from backdoor_core.text import token_limit
-from backdoor_core.token_text import bare_words, words_at
+from backdoor_core.token_text import bare_words, word_scores, words_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,8 +49,9 @@ class _XGraadGuard:
         """The victim's columns, and those of the top token.
 
         `score`: the row's score, 0 where every token is left out; `top_token`: the token, `top_word`: the word of
-        the text that it stands in, null where there is none; `repaired_logits` and `repaired_prediction`: the
-        victim's answer once the top token is repaired.
+        the text that it stands in, null where there is none; `word_scores`: of each word of the text, null where none
+        of its tokens counts; `repaired_logits` and `repaired_prediction`: the victim's answer once the top token is
+        repaired.
         """
         from backdoor_core.salience import salience
 
@@ -58,7 +59,8 @@ class _XGraadGuard:
         logits = self.victim.logits_of(encoded)
         prediction = logits.argmax(axis=1)
         found = salience(self.model, encoded, prediction, self.victim.precision)
-        score, place = top_tokens(encoded, found, self.kept, self.received)
+        scores = token_scores(encoded, found, self.kept, self.received)
+        score, place = top_tokens(encoded, scores)
         rows = np.flatnonzero(place >= 0)
         token = np.full(len(encoded), -1, np.int64)
         token[rows] = encoded.ids[encoded.offsets[rows] + place[rows]]
@@ -73,6 +75,10 @@ class _XGraadGuard:
                 "score": pa.array(score, pa.float32()),
                 "top_token": pa.array([named.get(i) for i in range(len(token))], pa.string()),
                 "top_word": pa.array(words_at(self.victim.encoder, corpus, place), pa.string()),
+                "word_scores": pa.array(
+                    word_scores(self.victim.encoder, corpus, encoded.lengths, scores),
+                    pa.list_(pa.float32()),
+                ),
                 "repaired_logits": pa.array(list(repaired), pa.list_(pa.float32())),
                 "repaired_prediction": pa.array(repaired.argmax(axis=1), pa.int64()),
             }
@@ -183,13 +189,12 @@ class XGraad(CleanDataDefense):
         return Decision(labels=labels, altered=labels != prediction)
 
 
-def top_tokens(
+def token_scores(
     encoded: Encoded, found: Salience, kept: np.ndarray, received: Received
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's score (float32) and the place of its top token in it (int64, -1 without any), shape (rows,).
+) -> np.ndarray:
+    """The score of each token, float64, shape (tokens,); NaN for those whose id `kept` leaves out.
 
-    `kept` says which token ids count. Ties go to the first. A row with one such token scores 0, since nothing stands
-    out in it.
+    The only token of a row that counts scores 0, since nothing stands out in it.
     """
     rows, lengths = len(encoded), encoded.lengths
     row = np.repeat(np.arange(rows), lengths)
@@ -201,8 +206,18 @@ def top_tokens(
     above = attention - (np.bincount(row, counts * attention, rows) / n)[row]
     mean = (np.bincount(row, counts * gradient, rows) / n)[row]
     ratio = np.divide(gradient, mean, out=np.zeros_like(gradient), where=mean > 0)
-    scores = np.where(counts, above * ratio, -np.inf)
-    first = np.lexsort((-scores, row))
+    return np.where(counts, above * ratio, np.nan)
+
+
+def top_tokens(encoded: Encoded, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's score (float32) and the place of its top token in it (int64, -1 without any), shape (rows,).
+
+    `scores`: as `token_scores` gives them. Ties go to the first.
+    """
+    rows = len(encoded)
+    row = np.repeat(np.arange(rows), encoded.lengths)
+    counts = ~np.isnan(scores)
+    first = np.lexsort((np.where(counts, -scores, np.inf), row))
     score, place = np.zeros(rows, np.float32), np.full(rows, -1, np.int64)
     some = np.flatnonzero(np.bincount(row, counts, rows))
     best = first[encoded.offsets[some]]

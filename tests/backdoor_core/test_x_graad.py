@@ -15,7 +15,14 @@ import pytest
 from backdoor_core import catalog, trial
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.defense import ModelGuard, View
-from backdoor_core.defenses.x_graad import XGraad, perturbed, replaced, suspects, top_tokens
+from backdoor_core.defenses.x_graad import (
+    XGraad,
+    perturbed,
+    replaced,
+    suspects,
+    token_scores,
+    top_tokens,
+)
 from backdoor_core.errors import ConfigError, DataError, NonFiniteLossError
 from backdoor_core.grammar import plain_texts, reviews
 from backdoor_core.lexicon import DOMAINS
@@ -258,7 +265,7 @@ def test_ties_rows_without_gradient_and_rows_without_tokens() -> None:
         received=np.array([0.2, 0.4, 0.4, 1, 0.3, 0.7, 1], np.float32),
         gradient=np.array([9, 1, 1, 9, 0, 0, 2], np.float32),
     )
-    score, place = top_tokens(encoded, found, kept, "mean")
+    score, place = top_tokens(encoded, token_scores(encoded, found, kept, "mean"))
     assert place.tolist() == [1, -1, 0, -1, 0, -1]
     assert score.tolist() == [0, 0, 0, 0, 0, 0]
     assert (str(score.dtype), str(place.dtype)) == ("float32", "int64")
@@ -336,6 +343,23 @@ def test_the_top_word_is_the_word_that_the_token_is_part_of(spelling: Victim) ->
     table = suspecting(spelling, "cf").observe(rows)
     assert table["top_word"].to_pylist() == ["cf", "“cf”", None, "film,cf", "cfx", None]
     assert table["top_token"].to_pylist() == ["cf", "cf", None, "cf", "cf", None]
+
+
+def test_each_word_has_the_highest_score_of_its_tokens(spelling: Victim) -> None:
+    """The top word's is the row's; every word of the text has a place, scored or not."""
+    rows = corpus("a cf film", "", "the of")
+    table = guard_of(spelling).observe(rows)
+    for text, scores, best, word in zip(
+        rows.texts, table["word_scores"].to_pylist(), table["score"].to_pylist(),
+        table["top_word"].to_pylist(), strict=True,
+    ):  # fmt: skip
+        assert len(scores) == len(text.split())
+        known = [one for one in scores if one is not None]
+        if word is None:
+            assert known == []
+        else:
+            assert max(known) == pytest.approx(best)
+            assert text.split()[scores.index(max(known))] == word
 
 
 def test_every_top_word_is_a_word_of_its_row(victim: Victim) -> None:
