@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "artifact-manifest.json"
 """Beside an artifact's files; no file of a model is called so."""
 _ASIDE = "damaged"
+_HELD_BYTES = 2**20
+"""A Parquet file of at most so many bytes is held in memory rather than kept open."""
 
 
 @contextmanager
@@ -141,6 +143,10 @@ class Folder:
         with _storage_errors(self.path(name)):
             return pq.read_table(pa.BufferReader(self.read(name)))
 
+    def open_table(self, name: str) -> OpenTable:
+        """A Parquet file of which parts are read later. Raises StorageError as `read_table` does."""
+        return OpenTable(self, name)
+
     def remove(self, name: str) -> None:
         """Deletes a file; one that is already gone is fine."""
         with _storage_errors(self.path(name)):
@@ -167,6 +173,52 @@ class Folder:
                 self.filesystem.move(info.path, f"{new}{info.path[len(old) :]}")
         if self.filesystem.get_file_info(old).type != fs.FileType.NotFound:
             self.filesystem.delete_dir(old)
+
+
+class OpenTable:
+    """A Parquet file whose footer was read; row groups and columns are read when they are asked for.
+
+    A small file is held in memory; a large one stays open, so on a filesystem of this machine it can be read on
+    after it was deleted. Several threads may read at once.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.place = f"{folder.url}/{name}"
+        self._buffered = not folder.is_local
+        with _storage_errors(self.place):
+            self._file = folder.filesystem.open_input_file(folder.path(name))
+            if self._file.size() <= _HELD_BYTES:
+                with self._file as file:
+                    self._file = pa.BufferReader(file.read())
+            self.metadata = pq.read_metadata(self._file)
+        self.schema: pa.Schema = self.metadata.schema.to_arrow_schema()
+
+    def read(self, group: int, columns: Sequence[str], encoded: Sequence[str] = ()) -> pa.Table:
+        """Columns of a row group; those named in `encoded` (of texts) come dictionary-encoded.
+
+        Raises StorageError where the bytes are not there any more or cannot be decoded.
+        """
+        try:
+            file = pq.ParquetFile(
+                self._file,
+                metadata=self.metadata,
+                read_dictionary=list(encoded),
+                pre_buffer=self._buffered,
+            )
+            return file.read_row_group(group, columns=list(columns), use_threads=False)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(
+                f"cannot read {self.place}: {error}. Load again; if that fails too, the file is damaged: move it "
+                "elsewhere, and its trials run again"
+            ) from error
+
+    def groups(self, wanted: Any, schema: pa.Schema) -> frozenset[int]:
+        """The row groups that may hold rows for which `wanted` (a dataset expression) is true, by their statistics."""
+        from pyarrow import dataset
+
+        with _storage_errors(self.place):
+            fragment = dataset.ParquetFileFormat().make_fragment(self._file)
+            return frozenset(one.id for one in fragment.subset(wanted, schema=schema).row_groups)
 
 
 class ArtifactStore:
