@@ -183,7 +183,7 @@ def _counted(
 ) -> Grouping:
     """Counts each group's rows by status, and leaves the latest row with numbers of each seed."""
     status = np.array(kinds.column("status"))
-    many, seeds = len(groups), max(1, len(kinds.seeds))
+    many = len(groups)
     rows = np.bincount(kinds.of + 1, minlength=len(kinds) + 1)[1:]
 
     def count(name: str) -> list[int]:
@@ -191,15 +191,12 @@ def _counted(
         found = np.bincount(of_kind[which], weights=rows[which], minlength=many)
         return [int(number) for number in found]
 
-    of = np.append(np.where(status == "ok", of_kind, many), many)[kinds.of]
-    slots = of * seeds + kinds.seed_of
-    outside = of == many
-    slots[outside] = many * seeds + np.flatnonzero(outside)
+    of, slots = _slots(np.where(status == "ok", of_kind, many), kinds, many)
     contested = in_time_order(scan, repeated(slots))
     _, last = np.unique(slots[contested][::-1], return_index=True)
     beaten = np.delete(contested, len(contested) - 1 - last)
     superseded = np.bincount(of[beaten], minlength=many + 1).tolist()
-    slots[beaten], of[beaten] = many * seeds, many
+    slots[beaten], of[beaten] = many * len(kinds.seeds), many
     every = _seeds(slots, many, kinds.seeds)
     lasts = _lasts(groups, of_kind, kinds, scan)
     synthetic = set(of_kind[np.array(kinds.column("synthetic"), bool)].tolist())
@@ -222,16 +219,29 @@ def _counted(
     )
 
 
+def _slots(of_kind: Numbers, kinds: Kinds, many: int) -> tuple[Numbers, Numbers]:
+    """The group of each row (`many`: outside), and a number for its group x seed (outside: its own number)."""
+    rows, seeds = len(kinds.of), len(kinds.seeds)
+    # The last place of the map is for -1: a row that is not selected.
+    of = np.append(of_kind, many).astype(np.int32)[kinds.of]
+    small = (many + 1) * seeds + rows < 2**31
+    slots = np.multiply(of, seeds, dtype=np.int32 if small else np.int64)
+    slots += kinds.seed_of
+    outside = np.flatnonzero(of == many)
+    slots[outside] = many * seeds + outside
+    return of, slots
+
+
 def _seeds(slots: Numbers, groups: int, seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The seeds of each group, ascending; `slots` are group x seed."""
-    ordered = np.sort(slots)
-    ends = np.searchsorted(ordered, np.arange(groups + 1) * max(1, len(seeds)))
+    """The seeds of each group, ascending; `slots` are group x seed, and are sorted here."""
+    slots.sort()
+    ends = np.searchsorted(slots, np.arange(groups + 1) * max(1, len(seeds)))
     values = np.empty(len(seeds), object)
     values[:] = seeds
     same: dict[bytes, tuple[int, ...]] = {}
     found = []
     for i in range(groups):
-        places = ordered[ends[i] : ends[i + 1]] - i * len(seeds)
+        places = slots[ends[i] : ends[i + 1]] - i * len(seeds)
         if (key := places.tobytes()) not in same:
             same[key] = tuple(values[places])
         found.append(same[key])

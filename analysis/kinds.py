@@ -137,6 +137,7 @@ def mixed(numbers: Sequence[Numbers], bases: Sequence[int]) -> Numbers:
         if size * base > _MOST_CODES:
             values, code = np.unique(code, return_inverse=True)
             size = len(values)
-        code = code * base + number if size > 1 else number.astype(np.int64)
+        code *= base
+        code += number
         size *= base
     return code

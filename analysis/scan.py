@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import dataset
 
 from backdoor_core.errors import DataError
 from backdoor_core.ledger import Ledger, conformed, last_attempts, numbered, repeated
@@ -26,6 +25,7 @@ from backdoor_core.store import OpenTable
 Numbers = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 _BLOCK_ROWS = 2**18
+_BATCH_ROWS = 2**16
 _MOST_THREADS = 8
 _CODED = pa.dictionary(pa.int32(), pa.string())
 _NOT_OURS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
@@ -33,7 +33,7 @@ _NOT_OURS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """A row group of a file, or a table in memory (then `group` is 0)."""
+    """A row group of a file, or some rows of a table in memory (then `group` is 0)."""
 
     source: OpenTable | pa.Table
     group: int
@@ -42,6 +42,14 @@ class Part:
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Columns with their types of `SCHEMA`; one that an older file lacks is null. Raises DataError."""
         return self._shaped(self._taken(columns), columns)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """As `read`, in pieces that are small enough for long texts."""
+        if isinstance(self.source, pa.Table) or not set(columns) <= set(self.source.schema.names):
+            yield self.read(columns)
+            return
+        for table in self.source.batches(self.group, columns, _BATCH_ROWS):
+            yield self._shaped(table, columns)
 
     def coded(self, columns: Sequence[str]) -> pa.Table:
         """As `read`, but texts are dictionary-encoded, as they lie in the file."""
@@ -87,6 +95,14 @@ class Block:
         """See `Part.read`."""
         return pa.concat_tables([part.read(columns) for part in self.parts])
 
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+        """The columns in pieces, each with the number of its first row."""
+        first = self.first
+        for part in self.parts:
+            for table in part.batches(columns):
+                yield first, table
+                first += table.num_rows
+
 
 def _is_text(column: str) -> bool:
     return bool(SCHEMA.field(column).type == pa.string())
@@ -97,10 +113,14 @@ def encoded(parts: Iterable[Part], columns: Sequence[str]) -> list[pa.Dictionary
     table = pa.concat_tables([part.coded(columns) for part in parts])
     found = []
     for name in columns:
-        column = (
-            table[name].unify_dictionaries() if _is_text(name) else table[name].dictionary_encode()
-        )
-        found.append(column.combine_chunks())
+        column = table[name]
+        if _is_text(name):
+            found.append(column.unify_dictionaries().combine_chunks())
+        elif column.null_count == 0 and len(set(pc.min_max(column).as_py().values())) == 1:
+            zeros = pa.array(np.zeros(len(column), np.int32))  # many columns are constant
+            found.append(pa.DictionaryArray.from_arrays(zeros, column[:1].combine_chunks()))
+        else:
+            found.append(column.dictionary_encode().combine_chunks())
     return found
 
 
@@ -123,8 +143,10 @@ class Condition:
         return cls(column=column, values=known, null=any(choice is None for choice in choices))
 
     @property
-    def expression(self) -> dataset.Expression | None:
-        """The same for row groups' statistics, which lists have none of."""
+    def expression(self) -> Any:
+        """The same as a dataset expression, for row groups' statistics; None for lists, which have none."""
+        from pyarrow import dataset  # imports pandas, and only selections need it
+
         if pa.types.is_list(SCHEMA.field(self.column).type):
             return None
         field = dataset.field(self.column)
@@ -189,10 +211,11 @@ class Scan:
         kept, keys = np.zeros(self.rows, bool), np.zeros(self.rows, np.uint64)
 
         def look(block: Block) -> None:
-            table = block.read(["key", "attempt"])
-            keys[block.span] = numbered(table["key"])
-            known = pc.and_(table["key"].is_valid(), table["attempt"].is_valid())
-            kept[block.span] = known.to_numpy()
+            for first, table in block.batches(["key", "attempt"]):
+                span = slice(first, first + table.num_rows)
+                keys[span] = numbered(table["key"])
+                known = pc.and_(table["key"].is_valid(), table["attempt"].is_valid())
+                kept[span] = known.to_numpy()
 
         for _ in each(look, self.blocks):
             pass
@@ -208,10 +231,11 @@ class Scan:
         rows = np.sort(rows)
 
         def taken(block: Block) -> pa.Table:
-            low, high = np.searchsorted(rows, [block.first, block.first + block.rows])
-            chosen = np.zeros(block.rows, bool)
-            chosen[rows[low:high] - block.first] = True
-            return block.read(columns).filter(pa.array(chosen))
+            found = []
+            for first, table in block.batches(columns):
+                low, high = np.searchsorted(rows, [first, first + table.num_rows])
+                found.append(table.take(rows[low:high] - first))
+            return pa.concat_tables(found)
 
         ends = [block.first + block.rows for block in self.blocks]
         wanted = np.unique(np.searchsorted(ends, rows, side="right"))
@@ -264,7 +288,9 @@ def each(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
 
 def _parts(source: OpenTable | pa.Table) -> Iterator[Part]:
     if isinstance(source, pa.Table):
-        yield Part(source=source, group=0, rows=source.num_rows)
+        for first in range(0, source.num_rows, _BLOCK_ROWS):
+            some = source.slice(first, _BLOCK_ROWS)
+            yield Part(source=some, group=0, rows=some.num_rows)
         return
     for group in range(source.metadata.num_row_groups):
         yield Part(source=source, group=group, rows=source.metadata.row_group(group).num_rows)

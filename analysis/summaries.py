@@ -21,7 +21,6 @@ from analysis.columns import (
     attack_label,
     attack_of,
     cell_label,
-    rate_of,
     setting_label,
     settings_of,
     setup_labels,
@@ -140,32 +139,76 @@ def summaries(results: ResultTable) -> tuple[Summary, ...]:
     names = swept(grouping.examples)
     totals = totals_of(results.scan, grouping.of, len(grouping.groups), _MEANS)
     estimates = _estimates(results.scan, grouping, totals)
-    labels = {kind: Labels() for kind in ("task", "plm", "attack", "cell", "setting")}
-    flags = totals.flags
-    fits = totals.mean("fit_s")
+    flags, fits = totals.flags, totals.mean("fit_s")
+    words = _Words(names)
     return tuple(
-        _summary(
-            group, names, labels, estimates=estimates[i], flags=flags.get(i, {}), fit_s=fits[i]
-        )
+        _summary(group, words, estimates=estimates[i], flags=flags.get(i, {}), fit_s=fits[i])
         for i, group in enumerate(grouping.groups)
     )
 
 
-def _summary(group: Group, names: Swept, labels: Mapping[str, Labels], **numbers: Any) -> Summary:
-    task, task_settings, *plm = group.setup
+class _Words:
+    """The labels of one set of summaries; each distinct part of an identity is worded once."""
+
+    def __init__(self, names: Swept) -> None:
+        self._names = names
+        self._labels = {kind: Labels() for kind in ("task", "plm", "attack", "cell", "setting")}
+        self._known: dict[Any, Any] = {}
+
+    def setup(self, group: Group) -> tuple[str, str]:
+        """Task and PLM."""
+        key = ("setup", group.setup, bool(group.last["synthetic"]))
+        if key not in self._known:
+            (task, task_settings, *plm), texts = group.setup, setup_labels(group.last, self._names)
+            self._known[key] = (
+                self._labels["task"].of((task, task_settings), texts[0]),
+                self._labels["plm"].of(tuple(plm), texts[1]),
+            )
+        found: tuple[str, str] = self._known[key]
+        return found
+
+    def cell(self, group: Group) -> tuple[str, str]:
+        """The attack's setting, and the cell."""
+        key = ("cell", group.cell)
+        if key not in self._known:
+            attack = attack_of(group.last), attack_label(group.last, self._names)
+            cell = cell_label(group.last, self._names)
+            self._known[key] = (
+                self._labels["attack"].of(*attack),
+                self._labels["cell"].of(group.cell, cell),
+            )
+        found: tuple[str, str] = self._known[key]
+        return found
+
+    def setting(self, group: Group) -> tuple[str, Mapping[str, Any]]:
+        """The defense's setting, and its settings."""
+        key = ("setting", group.setting, group.found)
+        if key not in self._known:
+            text = setting_label(group.last, self._names, found=group.found)
+            self._known[key] = (
+                self._labels["setting"].of(group.setting, text),
+                {} if group.found else settings_of(group.last["defense_settings"]),
+            )
+        label, settings = self._known[key]
+        return label, dict(settings)
+
+
+def _summary(group: Group, words: _Words, **numbers: Any) -> Summary:
     last = group.last
-    task_text, plm_text = setup_labels(last, names)
+    task, plm = words.setup(group)
+    attack_setting, cell = words.cell(group)
+    setting, settings = words.setting(group)
     return Summary(
-        task=labels["task"].of((task, task_settings), task_text),
-        plm=labels["plm"].of(tuple(plm), plm_text),
+        task=task,
+        plm=plm,
         attack=last["attack"],
-        attack_setting=labels["attack"].of(attack_of(last), attack_label(last, names)),
-        cell=labels["cell"].of(group.cell, cell_label(last, names)),
-        poison_rate=rate_of(last),
+        attack_setting=attack_setting,
+        cell=cell,
+        poison_rate=group.cell[2],
         adaptive=bool(last["adaptive"]),
         defense=last["defense"],
-        setting=labels["setting"].of(group.setting, setting_label(last, names, found=group.found)),
-        settings={} if group.found else settings_of(last["defense_settings"]),
+        setting=setting,
+        settings=settings,
         tuning_mode=last["tuning_mode"] or "default",
         synthetic=group.synthetic,
         seeds=group.seeds,

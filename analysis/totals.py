@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from analysis.scan import Block, Numbers, Scan, each
 
 _FLAGS = "flags"
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,9 +58,10 @@ def totals_of(scan: Scan, of: Numbers, groups: int, names: Sequence[str]) -> Tot
     flags: dict[int, dict[str, int]] = {}
 
     def look(block: Block) -> tuple[list[tuple[Numbers, Numbers, Numbers]], dict[str, Numbers]]:
-        here = of[block.span]
+        here = of[block.span].astype(np.int64)  # bincount would copy it each time
         table = block.read([*names, _FLAGS])
-        return [_moments(table[name], here, groups) for name in names], _flags(table, here)
+        rows = np.bincount(here, minlength=groups + 1)
+        return [_moments(table[name], here, rows) for name in names], _flags(table, here)
 
     blocks = [block for block in scan.blocks if (of[block.span] < groups).any()]
     flagged: dict[str, Numbers] = {}
@@ -80,17 +82,30 @@ def totals_of(scan: Scan, of: Numbers, groups: int, names: Sequence[str]) -> Tot
     return Totals(names=tuple(names), count=count, centre=centre, squares=squares, flags=flags)
 
 
-def _moments(column: Any, of: Numbers, groups: int) -> tuple[Numbers, Numbers, Numbers]:
-    """Count, mean and sum of squares about it, of each group in a block; mean 0 where there is no number."""
-    values = column.to_numpy()
-    known = np.isfinite(values)
-    if not known.all():
-        values, of = values[known], of[known]
-    count = np.bincount(of, minlength=groups + 1)
-    mean = np.bincount(of, weights=values, minlength=groups + 1) / np.maximum(count, 1)
+def _moments(column: Any, of: Numbers, rows: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Count, mean and sum of squares about it, of each group in a block; mean 0 where there is no number.
+
+    `rows` counts each group's rows.
+    """
+    unknown = pc.indices_nonzero(column.is_null()).to_numpy() if column.null_count else _NONE
+    values = (column.fill_null(0.0) if len(unknown) else column).to_numpy()
+    if not np.isfinite(values.sum()):  # rare: NaN or an infinity is among them
+        unknown = np.union1d(unknown, np.flatnonzero(~np.isfinite(values))).astype(np.int64)
+        values = values.copy()
+        values[unknown] = 0.0
+    if 2 * len(unknown) > len(values):
+        known = np.ones(len(values), bool)
+        known[unknown] = False
+        values, of, unknown = values[known], of[known], _NONE
+        count = np.bincount(of, minlength=len(rows))
+    else:
+        count = rows - np.bincount(of[unknown], minlength=len(rows))
+    mean = np.bincount(of, weights=values, minlength=len(rows)) / np.maximum(count, 1)
     about = values - mean[of]
-    squares = np.bincount(of, weights=about * about, minlength=groups + 1)
-    return count[:groups], mean[:groups], squares[:groups]
+    about[unknown] = 0.0
+    about *= about
+    squares = np.bincount(of, weights=about, minlength=len(rows))
+    return count[:-1], mean[:-1], squares[:-1]
 
 
 def _flags(table: Any, of: Numbers) -> dict[str, Numbers]:

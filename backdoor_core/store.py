@@ -198,14 +198,27 @@ class OpenTable:
 
         Raises StorageError where the bytes are not there any more or cannot be decoded.
         """
+        with self._reading(encoded) as file:
+            return file.read_row_group(group, columns=list(columns), use_threads=False)
+
+    def batches(self, group: int, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """As `read`, so many rows at a time: for long columns, which need not be in memory together."""
+        with self._reading(()) as file:
+            for batch in file.iter_batches(
+                rows, row_groups=[group], columns=list(columns), use_threads=False
+            ):
+                yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def _reading(self, encoded: Sequence[str]) -> Iterator[pq.ParquetFile]:
+        """A reader of its own, since one reader must not serve two threads."""
         try:
-            file = pq.ParquetFile(
+            yield pq.ParquetFile(
                 self._file,
                 metadata=self.metadata,
                 read_dictionary=list(encoded),
                 pre_buffer=self._buffered,
             )
-            return file.read_row_group(group, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise StorageError(
                 f"cannot read {self.place}: {error}. Load again; if that fails too, the file is damaged: move it "

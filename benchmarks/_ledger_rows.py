@@ -35,7 +35,7 @@ def write_sweeps(first: Path, second: Path, *, seeds: int) -> None:
         tried = some[some % AGAIN == 0]
         _write(first, f"{start:09}", some, seeds, rng, attempt=np.where(some % AGAIN, 1, 2))
         _write(first, f"{start:09}-failed", tried, seeds, rng, attempt=np.ones_like(tried), ok=0.0)
-    again = trials[trials % AGAIN == 1]
+    again = trials[(trials % AGAIN == 1) & (trials // seeds % SETTINGS != TUNED)]
     _write(second, "again", again, seeds, rng, attempt=np.ones_like(again), sweep="second", salt=1)
 
 
