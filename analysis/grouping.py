@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from analysis.columns import TWIN, attack_of, axes_of, rate_of, settings_of
 from analysis.kinds import COLUMNS, IDENTITY, Kinds, kinds_of, mixed
-from analysis.scan import Numbers, Scan
+from analysis.parts import Numbers
+from analysis.scan import Scan
 from analysis.table import ResultTable
 from backdoor_core.ledger import repeated
 

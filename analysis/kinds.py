@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.scan import Block, Numbers, digits, each, encoded
+from analysis.parts import Block, Numbers, digits, each, encoded
 from analysis.table import ResultTable
 
 IDENTITY = (

@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.scan import Condition, Numbers, Scan, each
+from analysis.conditions import Condition
+from analysis.parts import Block, Numbers, each
+from analysis.scan import Scan
 from backdoor_core.errors import ConfigError, DataError, DependencyError, StorageError, unknown_name
 from backdoor_core.ledger import Ledger, distinct
 from backdoor_core.record import METRICS_SCHEMA, SCHEMA, SCHEMA_VERSION
@@ -75,7 +77,7 @@ class ResultTable:
         mask = self.selected
         blocks = [block for block in self.scan.blocks if mask[block.span].any()]
 
-        def read(block: Any) -> pa.Table:
+        def read(block: Block) -> pa.Table:
             kept = mask[block.span]
             table = block.read(names)
             return table if kept.all() else table.filter(pa.array(kept))

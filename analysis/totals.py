@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy.special import stdtrit
 
-from analysis.scan import Block, Numbers, Scan, each
+from analysis.parts import Block, Numbers, each
+from analysis.scan import Scan
 
 _FLAGS = "flags"
 _NONE = np.empty(0, np.int64)

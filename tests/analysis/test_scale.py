@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import analysis
-from analysis import scan
+from analysis import parts
 from analysis.columns import (
     Labels,
     attack_label,
@@ -207,8 +207,8 @@ def write_files(out: Path, records: Sequence[TrialRecord], files: int, group_row
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Once with the usual sizes; once with many blocks, read from open files in short pieces."""
     if request.param == "open files":
-        monkeypatch.setattr(scan, "_BLOCK_ROWS", 60)
-        monkeypatch.setattr(scan, "_BATCH_ROWS", 16)
+        monkeypatch.setattr(parts, "_BLOCK_ROWS", 60)
+        monkeypatch.setattr(parts, "_BATCH_ROWS", 16)
         monkeypatch.setattr(store, "_HELD_BYTES", 0)
     return
 
@@ -235,7 +235,7 @@ def test_many_seeds_in_many_blocks_merge_to_the_same_interval(
     tmp_path: Path, record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal values far from zero: the spread of merged blocks must not drown in rounding."""
-    monkeypatch.setattr(scan, "_BLOCK_ROWS", 100)
+    monkeypatch.setattr(parts, "_BLOCK_ROWS", 100)
     rng = np.random.default_rng(0)
     values = rng.integers(0, 3, 3000)
     records = [
@@ -298,7 +298,7 @@ def test_a_row_group_that_cannot_hold_a_value_is_not_read(
         return whole(self, group, *rest)
 
     monkeypatch.setattr(OpenTable, "read", noted)
-    monkeypatch.setattr(scan, "_BLOCK_ROWS", 1)
+    monkeypatch.setattr(parts, "_BLOCK_ROWS", 1)
     assert results.where(seed=[30, 80]).selected.nonzero()[0].tolist() == [30, 80]
     assert sorted(groups) == [1, 3]
 
