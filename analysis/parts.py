@@ -63,7 +63,8 @@ class Part:
         if isinstance(self.source, pa.Table):
             return self.source.select([n for n in columns if n in self.source.column_names])
         held = [name for name in columns if name in self.source.schema.names]
-        return self.source.read(self.group, held, encoded) if held else pa.table({})
+        coded = [name for name in encoded if name in held]
+        return self.source.read(self.group, held, coded) if held else pa.table({})
 
     def _shaped(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
         schema = pa.schema([SCHEMA.field(name) for name in columns])

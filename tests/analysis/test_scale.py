@@ -391,3 +391,13 @@ def test_combinations_of_many_columns_stay_apart() -> None:
     pairs = set(zip(codes.tolist(), zip(*(c.tolist() for c in columns), strict=True), strict=True))
     assert len(pairs) == len({code for code, _ in pairs}) == len({row for _, row in pairs})
     assert 200 < len(pairs) <= 3**5
+
+
+def test_a_ledger_of_an_older_version_lacks_columns(tmp_path: Path, record) -> None:
+    """Columns that texts are grouped by too: they read as null."""
+    out = write_files(tmp_path, [record(seed=i) for i in range(6)], files=2, group_rows=2)
+    expected = summaries(analysis.load(out))
+    for file in (out / "ledger").glob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.drop_columns(["tuning", "auroc"]), file)
+    assert summaries(analysis.load(out)) == expected
