@@ -163,19 +163,19 @@ def _measured(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> MakeRecord:
     """Makes one record."""
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blank() -> Callable[..., TrialRecord]:
     """Makes one record without numbers: `blank("failed", ...)`."""
     return without_numbers
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write() -> WriteLedger:
     """Writes records to an output folder."""
     return written
