@@ -157,10 +157,12 @@ _IDENTITIES: Mapping[str, list[str]] = {
 
 
 def distinct(table: pa.Table) -> pa.Table:
-    """The table without rows that a compaction left twice."""
+    """The table without rows that a compaction left twice; of a point that was tried again, the last row."""
     if table.num_rows == 0:
         return table
     keys = next(keys for column, keys in _IDENTITIES.items() if column in table.column_names)
+    if "study" in keys:
+        table = table.sort_by([("finished_at", "descending")])  # a point that was tried again
     numbered = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
     firsts = numbered.group_by(keys).aggregate([("__row", "min")])
     return table.take(_sorted(firsts["__row_min"]))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from backdoor_core.ledger import Ledger
     from backdoor_core.store import ArtifactStore
     from sweeps.config import Sweep
-    from sweeps.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -208,14 +207,14 @@ def _run(
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
     result = run_plan(made, artifacts, ledger, console, local=local, max_hours=max_hours)
-    return _ended(result, made, ledger)
+    return _ended(result, len(made.failed), ledger)
 
 
-def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
+def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     from sweeps.progress import duration
 
     click.echo(
-        f"{result.done_jobs} of {len(made.jobs)} jobs in {duration(result.seconds)}; "
+        f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
         f"ledger: {ledger.out.url}/ledger"
     )
     if result.ending == "interrupted":
@@ -223,7 +222,7 @@ def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
         return EXIT_INTERRUPTED
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
-    failed = result.failed_trials + len(made.failed)
+    failed = result.failed_trials + failed_before
     if failed:
         click.echo(
             f"{failed} trials failed; `sweeps status` lists them, "

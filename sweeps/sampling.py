@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
-_OWN = frozenset({"self", "seed", "search_space"})
-"""Arguments that the study gives: its seed and its space."""
+_OWN = frozenset({"self", "seed"})
+"""Arguments that the study gives."""
+_PLAIN = ("bool", "int", "float")
+"""What an argument must take to be one of a sweep file: the others are functions and objects."""
 
 
 class Sampler(BaseModel):
@@ -40,24 +43,32 @@ class Sampler(BaseModel):
 
     @model_validator(mode="after")
     def _takes_them(self) -> Sampler:
-        known = set(inspect.signature(_kind(self.name).__init__).parameters) - _OWN
+        known = arguments_of(self.name)
         for key in self.arguments:
             if key not in known:
                 raise ValueError(unknown_name(f"argument of the sampler {self.name}:", key, known))
         try:
-            self.made(0, {"x": Dimension(low=0, high=1)}, 2)
+            self.made(0)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the sampler {self.name} does not take these: {error}") from error
         return self
 
-    def made(self, seed: int, space: Mapping[str, Dimension], trials: int) -> BaseSampler:
-        """The sampler itself. `grid` divides the space into at most `trials` points, at least two a setting."""
+    def made(self, seed: int) -> BaseSampler:
+        """Optuna's sampler. A grid's points are those of `grid_of`, each by its number: nothing is left to sample."""
         kind: Any = _kind(self.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental samplers say so each time they are made
-            if self.name == "grid":
-                return kind(grid_of(space, trials), seed=seed)  # type: ignore[no-any-return]
             return kind(seed=seed, **self.arguments)  # type: ignore[no-any-return]
+
+
+def arguments_of(name: str) -> frozenset[str]:
+    """The arguments of a sampler that a sweep file can give."""
+    given = inspect.signature(_kind(name).__init__).parameters
+    return frozenset(
+        key
+        for key, one in given.items()
+        if key not in _OWN and str(one.annotation).split(" | ")[0] in _PLAIN
+    )
 
 
 def grid_of(space: Mapping[str, Dimension], trials: int) -> dict[str, list[Any]]:
@@ -73,26 +84,41 @@ def grid_of(space: Mapping[str, Dimension], trials: int) -> dict[str, list[Any]]
     steps = 2
     while ranges and fixed * (steps + 1) ** ranges <= trials:
         steps += 1
-    return {
-        name: list(range(len(one.choices))) if one.choices else one.grid(steps)
-        for name, one in space.items()
-    }
+    return {name: coded_values(one, steps) for name, one in space.items()}
+
+
+def coded_values(dimension: Dimension, steps: int) -> list[Any]:
+    """At most `steps` values of a range, or all choices by their places; each once."""
+    if dimension.choices:
+        return list(range(len(dimension.choices)))
+    return list(dict.fromkeys(dimension.grid(steps)))
+
+
+def points_in(space: Mapping[str, Dimension], sampler: Sampler, trials: int) -> int | None:
+    """How many points a search of so many trials could try; None where there is no end of them."""
+    if sampler.name == "grid":
+        return math.prod(len(values) for values in grid_of(space, trials).values())
+    sizes = [_size(one) for one in space.values()]
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def _size(dimension: Dimension) -> int | None:
+    if dimension.choices:
+        return len(dimension.choices)
+    low, high = dimension.low or 0.0, dimension.high or 0.0
+    if dimension.whole:
+        return int(high) - int(low) + 1
+    return 1 if low == high else None
 
 
 def _kind(name: str) -> type[BaseSampler]:
     from optuna import samplers
-
-    class Grid(samplers.GridSampler):
-        """Optuna's, without its end of the study: who asks knows the budget."""
-
-        def after_trial(self, *arguments: Any) -> None:
-            """Nothing."""
 
     kinds: dict[str, type[BaseSampler]] = {
         "tpe": samplers.TPESampler,
         "nsga2": samplers.NSGAIISampler,
         "gp": samplers.GPSampler,
         "random": samplers.RandomSampler,
-        "grid": Grid,
+        "grid": samplers.RandomSampler,
     }
     return kinds[name]
