@@ -72,10 +72,10 @@ def _json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool) -> Sweep:
+def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool, tune: bool = False) -> Sweep:
     from sweeps.config import load_sweep
 
-    return load_sweep(file, overrides=overrides, smoke=smoke)
+    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune)
 
 
 def _places(sweep_name: str, store: str | None, out: str | None) -> tuple[ArtifactStore, Ledger]:
@@ -150,6 +150,47 @@ def run(
 ) -> None:
     """Run a sweep; run it again to go on, or to find that all is done."""
     sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
+
+
+@main.command()
+@_sweep_options
+@_place_options
+@click.option("--mode", "modes", multiple=True, metavar="MODE",
+              help="How settings are chosen: default, clean-val, pseudo, transfer, oracle; may be repeated.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(min=1), default=None,
+              help="Settings that a study tries where each needs a new fit.")  # fmt: skip
+@click.option("--sampler", metavar="NAME", default=None,
+              help="Optuna's sampler for these: tpe, nsga2, gp, random or grid.")  # fmt: skip
+@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@click.option(
+    "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
+)
+def tune(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    out: str | None,
+    store: str | None,
+    modes: tuple[str, ...],
+    trials: int | None,
+    sampler: str | None,
+    local: bool,
+    max_hours: float | None,
+) -> None:
+    """Run a sweep with its defenses tuned, also where the file does not say `tune`.
+
+    Every defense that declares a space is tuned, except where its entry says `tune: false`. The options change the
+    section `tuning` of the file, as --set does (which has the last word).
+    """
+    given = []
+    if modes:
+        given.append(f"tuning.modes=[{', '.join(modes)}]")
+    if trials is not None:
+        given += [f"tuning.trials={trials}", "tuning.seconds=null"]
+    if sampler is not None:
+        given.append(f"tuning.sampler={sampler}")
+    sweep = _loaded(file, (*given, *overrides), smoke, tune=True)
+    sys.exit(_run(sweep, out, store, None, local, max_hours))
 
 
 @main.command()

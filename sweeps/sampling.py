@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 _OWN = frozenset({"self", "seed"})
 """Arguments that the study gives."""
-_PLAIN = ("bool", "int", "float")
-"""What an argument must take to be one of a sweep file: the others are functions and objects."""
+_PLAIN = {"bool": "boolean", "int": "integer", "float": "number", "None": "null"}
+"""JSON's names for what an argument may be in a sweep file: functions and objects cannot be."""
 
 
 class Sampler(BaseModel):
@@ -43,10 +43,15 @@ class Sampler(BaseModel):
 
     @model_validator(mode="after")
     def _takes_them(self) -> Sampler:
-        known = arguments_of(self.name)
+        known = argument_types(self.name)
         for key in self.arguments:
             if key not in known:
                 raise ValueError(unknown_name(f"argument of the sampler {self.name}:", key, known))
+            if not any(_is(kind, self.arguments[key]) for kind in known[key]):
+                raise ValueError(
+                    f"{key} of the sampler {self.name}: expected {' or '.join(known[key])}, "
+                    f"got {self.arguments[key]!r}"
+                )
         try:
             self.made(0)
         except (TypeError, ValueError) as error:
@@ -61,14 +66,22 @@ class Sampler(BaseModel):
             return kind(seed=seed, **self.arguments)  # type: ignore[no-any-return]
 
 
-def arguments_of(name: str) -> frozenset[str]:
-    """The arguments of a sampler that a sweep file can give."""
-    given = inspect.signature(_kind(name).__init__).parameters
-    return frozenset(
-        key
-        for key, one in given.items()
-        if key not in _OWN and str(one.annotation).split(" | ")[0] in _PLAIN
-    )
+def argument_types(name: str) -> dict[str, list[str]]:
+    """The arguments of a sampler that a sweep file can give, with their JSON types."""
+    found = {}
+    for key, one in inspect.signature(_kind(name).__init__).parameters.items():
+        kinds = [_PLAIN[word] for word in str(one.annotation).split(" | ") if word in _PLAIN]
+        if key not in _OWN and set(kinds) - {"null"}:
+            found[key] = kinds
+    return found
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is of a JSON type."""
+    if kind == "null" or kind == "boolean":
+        return value is None if kind == "null" else isinstance(value, bool)
+    number = int if kind == "integer" else (int, float)
+    return isinstance(value, number) and not isinstance(value, bool)
 
 
 def grid_of(space: Mapping[str, Dimension], trials: int) -> dict[str, list[Any]]:
