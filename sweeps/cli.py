@@ -156,7 +156,7 @@ def run(
 @_sweep_options
 @_place_options
 @click.option("--mode", "modes", multiple=True, metavar="MODE",
-              help="How settings are chosen: default, clean-val, pseudo, transfer, oracle; may be repeated.")  # fmt: skip
+              help="How settings are chosen: default, clean-val, pseudo, transfer, oracle (repeat it).")  # fmt: skip
 @click.option("--trials", type=click.IntRange(min=1), default=None,
               help="Settings that a study tries where each needs a new fit.")  # fmt: skip
 @click.option("--sampler", metavar="NAME", default=None,

@@ -89,15 +89,19 @@ def grid_of(space: Mapping[str, Dimension], trials: int) -> dict[str, list[Any]]
 
     Choices stand by their places.
     """
-    fixed = 1
-    ranges = 0
-    for dimension in space.values():
-        fixed *= len(dimension.choices) or 1
-        ranges += not dimension.choices
     steps = 2
-    while ranges and fixed * (steps + 1) ** ranges <= trials:
+    while steps < trials and _within(space, steps + 1) <= trials:
         steps += 1
     return {name: coded_values(one, steps) for name, one in space.items()}
+
+
+def _within(space: Mapping[str, Dimension], steps: int) -> int:
+    """How many points a grid has at most that takes so many steps a range."""
+    sizes = [(_size(one), bool(one.choices)) for one in space.values()]
+    return math.prod(
+        steps if size is None else size if is_choice else min(size, steps)
+        for size, is_choice in sizes
+    )
 
 
 def coded_values(dimension: Dimension, steps: int) -> list[Any]:

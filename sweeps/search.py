@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -27,9 +26,11 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from backdoor_core.rng import derive, generator
 from backdoor_core.space import Dimension
@@ -116,6 +117,39 @@ _STATES = {
 }
 
 
+class _Given(BaseSampler):
+    """Gives one point. The sampler `inner`, where there is one, notes what it notes of a trial (its generation)."""
+
+    def __init__(
+        self,
+        inner: BaseSampler | None,
+        point: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+    ) -> None:
+        self._inner = inner
+        self._point = dict(point)
+        self._distributions = dict(distributions)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All settings."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The point."""
+        if self._inner is not None:
+            space = self._inner.infer_relative_search_space(study, trial)
+            self._inner.sample_relative(study, trial, space)
+        return self._point
+
+    def sample_independent(self, *arguments: Any) -> Any:
+        """Never asked for: no setting is left."""
+        raise NotImplementedError
+
+
 class Search:
     """A study over `space` (setting to dimension) with `goals` values to minimise.
 
@@ -179,8 +213,10 @@ class Search:
         for again in range(TRIES):
             left = self._left() if again >= STUBBORN else []
             if left:
-                self._enqueue(generator(self.seed, "left", number).choice(np.array(left, object)))
-            trial = self._drawn(number, again)
+                pick = int(generator(self.seed, "left", number).integers(len(left)))
+                trial = self._drawn(number, again, left[pick])
+            else:
+                trial = self._drawn(number, again)
             point = {key: self._plain(key, trial.params[key]) for key in self.space}
             identity = canonical_json(point)
             if identity not in self._seen:
@@ -229,13 +265,16 @@ class Search:
             not in self._seen
         ]
 
-    def _enqueue(self, coded: Mapping[str, Any], **facts: Any) -> None:
-        with _quiet():
-            self._study.enqueue_trial(dict(coded), user_attrs=facts)
-
-    def _drawn(self, number: int, again: int = 0) -> Trial:
-        sampler = self.sampler if again < STUBBORN else Sampler(name="random")
-        self._study.sampler = sampler.made(derive(self.seed, number, again) % _SEEDS)
+    def _drawn(self, number: int, again: int = 0, point: Mapping[str, Any] | None = None) -> Trial:
+        """A trial of Optuna's with the point that the sampler draws, or with the coded one that is given."""
+        name = self.sampler.name
+        stubborn = again >= STUBBORN and point is None
+        made = (Sampler(name="random") if stubborn else self.sampler).made(
+            derive(self.seed, number, again) % _SEEDS
+        )
+        if point is not None:
+            made = _Given(made if name == "nsga2" else None, point, self._distributions)
+        self._study.sampler = made
         with _quiet():
             return self._study.ask(self._distributions)
 
@@ -262,8 +301,8 @@ class Search:
             return
         trial = self._open.pop(told.number, None)
         if trial is None:
-            self._enqueue(self._codes(told.point), number=told.number)
-            trial = self._drawn(told.number)
+            trial = self._drawn(told.number, point=self._codes(told.point))
+            trial.set_user_attr("number", told.number)
         for step, value in enumerate(reports):
             trial.report(value, step + 1)
         for name, value in excess.items():

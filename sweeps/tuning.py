@@ -205,7 +205,8 @@ class Searches:
                 yield from jobs
 
     def _is_over(self, one: _Open) -> bool:
-        return is_over(one.study, list(one.search.told.values()), one.seconds)
+        told = list(one.search.told.values())
+        return one.search.is_used_up or one.study.is_over(told, one.seconds)
 
     def _asked(self, one: _Open) -> list[Job] | None:
         """Asks for a point and gives the jobs that try it; none where all is known, and so told, already.
