@@ -173,11 +173,13 @@ _IDENTITIES: Mapping[str, list[str]] = {
 
 
 def distinct(table: pa.Table) -> pa.Table:
-    """The table without rows that a compaction left twice."""
+    """The table without rows that a compaction left twice; of a point that was tried again, the last row."""
     if table.num_rows == 0:
         return table
     keys = next(keys for column, keys in _IDENTITIES.items() if column in table.column_names)
-    if len(repeated(numbered(table[keys[0] if keys[0] == "study" else "key"]))) == 0:
+    if "study" in keys:
+        table = table.sort_by([("finished_at", "descending")])
+    elif len(repeated(numbered(table["key"]))) == 0:
         return table
     firsts = _with_places(table.select(keys)).group_by(keys).aggregate([("__row", "min")])
     return table.take(np.sort(firsts["__row_min"].to_numpy()))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from backdoor_core.ledger import Ledger
     from backdoor_core.store import ArtifactStore
     from sweeps.config import Sweep
-    from sweeps.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,10 +72,10 @@ def _json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool) -> Sweep:
+def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool, tune: bool = False) -> Sweep:
     from sweeps.config import load_sweep
 
-    return load_sweep(file, overrides=overrides, smoke=smoke)
+    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune)
 
 
 def _places(sweep_name: str, store: str | None, out: str | None) -> tuple[ArtifactStore, Ledger]:
@@ -156,6 +155,47 @@ def run(
 @main.command()
 @_sweep_options
 @_place_options
+@click.option("--mode", "modes", multiple=True, metavar="MODE",
+              help="How settings are chosen: default, clean-val, pseudo, transfer, oracle (repeat it).")  # fmt: skip
+@click.option("--trials", type=click.IntRange(min=1), default=None,
+              help="Settings that a study tries where each needs a new fit.")  # fmt: skip
+@click.option("--sampler", metavar="NAME", default=None,
+              help="Optuna's sampler for these: tpe, nsga2, gp, random or grid.")  # fmt: skip
+@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@click.option(
+    "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
+)
+def tune(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    out: str | None,
+    store: str | None,
+    modes: tuple[str, ...],
+    trials: int | None,
+    sampler: str | None,
+    local: bool,
+    max_hours: float | None,
+) -> None:
+    """Run a sweep with its defenses tuned, also where the file does not say `tune`.
+
+    Every defense that declares a space is tuned, except where its entry says `tune: false`. The options change the
+    section `tuning` of the file, as --set does (which has the last word).
+    """
+    given = []
+    if modes:
+        given.append(f"tuning.modes=[{', '.join(modes)}]")
+    if trials is not None:
+        given += [f"tuning.trials={trials}", "tuning.seconds=null"]
+    if sampler is not None:
+        given.append(f"tuning.sampler={sampler}")
+    sweep = _loaded(file, (*given, *overrides), smoke, tune=True)
+    sys.exit(_run(sweep, out, store, None, local, max_hours))
+
+
+@main.command()
+@_sweep_options
+@_place_options
 @click.option("--failed", "error_class", required=True, is_flag=False, flag_value="all",
               metavar="[CLASS]", help="Run failed trials again: all, or one error class.")  # fmt: skip
 @click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
@@ -208,14 +248,14 @@ def _run(
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
     result = run_plan(made, artifacts, ledger, console, local=local, max_hours=max_hours)
-    return _ended(result, made, ledger)
+    return _ended(result, len(made.failed), ledger)
 
 
-def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
+def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     from sweeps.progress import duration
 
     click.echo(
-        f"{result.done_jobs} of {len(made.jobs)} jobs in {duration(result.seconds)}; "
+        f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
         f"ledger: {ledger.out.url}/ledger"
     )
     if result.ending == "interrupted":
@@ -223,7 +263,7 @@ def _ended(result: Any, made: Plan, ledger: Ledger) -> int:
         return EXIT_INTERRUPTED
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
-    failed = result.failed_trials + len(made.failed)
+    failed = result.failed_trials + failed_before
     if failed:
         click.echo(
             f"{failed} trials failed; `sweeps status` lists them, "

@@ -43,6 +43,7 @@ SECTIONS: dict[str, Family] = {
 ATTACK_SEEDS = "seeds"
 AGAINST = "against"
 TUNE = "tune"
+CLEAN_ROWS = "clean_rows"
 """Keys that an entry of `attacks`, of `defenses`, has beside the settings of its method."""
 KNOWN = ("name", *SECTIONS, "seeds", "training", "tuning", "resources", "slots")
 
@@ -332,7 +333,11 @@ class _Reader:
                 chains = [(one,) for one in self._entry("defense", Defense, entry, keys)]
             for chain in chains:
                 space = self._space(chain, tune, (*keys, TUNE))
-                found.append(_Entry(chain=chain, against=named, space=space))
+                one = _Entry(chain=chain, against=named, space=space)
+                same = [other for other in found if _identity(other.chain) == _identity(chain)]
+                if any(other.space != space for other in same):
+                    self._problem(keys, "stands above with another `tune`; keep one of them")
+                found.append(one)
         return _once(found, lambda one: one.chain)
 
     def _space(
@@ -370,6 +375,11 @@ class _Reader:
                     f"clean-val takes the strongest setting within the limits, and of {names} "
                     f"({'+'.join(d.catalog_name() for d in entry.chain)}) none says which end is "
                     "stronger; search another setting, or leave the mode out",
+                )
+        for entry in tuned:
+            if any(name.split(".")[-1] == CLEAN_ROWS for name in entry.space or {}):
+                self._problem(
+                    ("tuning",), f"{CLEAN_ROWS} is no setting to search: all settings get the same"
                 )
         rows = {
             one.asked_clean_rows for entry in tuned for one in entry.chain if "clean" in one.access

@@ -29,6 +29,7 @@ from backdoor_core.trial import trial_code
 from sweeps.config import Sweep
 from sweeps.schedule import Job, JobKind
 from sweeps.studies import Candidate, Study, finished_rows, studies_of
+from sweeps.tuning import is_over
 from sweeps.tuning_settings import TuningSettings
 
 BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -41,13 +42,17 @@ class Plan:
     sweep: Sweep
     trials: dict[str, TrialSpec] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
-    """The attempt that a pending trial would be (1 for a first one)."""
+    """The attempt that a trial would be that runs (1 for a first one)."""
+    recorded: set[str] = field(default_factory=set)
+    """Keys that the ledger holds a good row of, planned or not."""
     done: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
     """Trials that cannot be, with the reason."""
     studies: list[Study] = field(default_factory=list)
     """Studies that are not over; the trials that they end in are not among `trials` yet."""
+    ended: list[Study] = field(default_factory=list)
+    """Studies that are over, or stay failed."""
     tried: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What the ledger holds of each study."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -84,7 +89,7 @@ def plan_sweep(
         reason = _impossible(spec, chain)
         if space and not reason:
             tuned.append(Candidate(spec=spec, chain=chain, space=space))
-        if (not space or _takes_default(sweep)) and spec.key not in plan.trials:
+        if (not space or reason or _takes_default(sweep)) and spec.key not in plan.trials:
             plan.trials[spec.key] = spec
             if reason:
                 plan.skipped[spec.key] = reason
@@ -131,12 +136,15 @@ def _add_studies(
     for study in studies:
         rows = plan.tried.get(study.key, [])
         told = [study.restored(row, json.loads(row["settings"])) for row in rows]
-        if study.is_over(told, sum(row["seconds"] or 0.0 for row in rows)):
-            plan.trials |= {spec.key: spec for spec in study.trials_of(told)}
+        if is_over(study, told, sum(row["seconds"] or 0.0 for row in rows)):
+            specs = study.trials_of(told)
         elif lost.issuperset(spec.key for spec in study.trials_of([])):
-            plan.trials |= {spec.key: spec for spec in study.trials_of([])}  # it stays failed
+            specs = study.trials_of([])  # it stays failed
         else:
             plan.studies.append(study)
+            continue
+        plan.ended.append(study)
+        plan.trials |= {spec.key: spec for spec in specs}
 
 
 def _trials(
@@ -229,14 +237,13 @@ def _settle(plan: Plan, ledger: Ledger, rerun: str | None) -> None:
     plan.notices += ledger.notices
     for row in table.to_pylist():
         key = row["key"]
-        if key not in plan.trials or key in plan.skipped:
-            continue
         if row["status"] == "ok" and key in measured:
-            plan.done.add(key)
-        elif row["status"] == "failed" and rerun not in ("all", row["error_class"]):
-            plan.failed.add(key)
-        else:
+            plan.recorded.add(key)
+        elif key not in plan.skipped:
             plan.attempts[key] = row["attempt"] + 1
+            if row["status"] == "failed" and rerun not in ("all", row["error_class"]):
+                plan.failed |= {key} & plan.trials.keys()
+    plan.done = plan.recorded & plan.trials.keys() - plan.skipped.keys()
 
 
 def _check_task(plan: Plan, workshop: Workshop, pipeline: Pipeline) -> None:
@@ -303,7 +310,7 @@ def jobs_of_study(
     before = frozenset(plan.jobs)
     for spec in specs:
         plan.trials[spec.key] = spec
-        if spec.key not in plan.done:
+        if spec.key not in plan.recorded:
             _add_jobs(plan, store, Pipeline(spec), study.key)
     return [job for key, job in plan.jobs.items() if key not in before]
 

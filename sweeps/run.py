@@ -33,6 +33,7 @@ class RunResult:
 
     ending: Literal["finished", "time", "interrupted"]
     done_jobs: int
+    jobs: int
     failed_trials: int
     failures: tuple[str, ...]
     seconds: float
@@ -76,6 +77,7 @@ def run_plan(
     return RunResult(
         ending=ending,
         done_jobs=len(schedule.done),
+        jobs=len(schedule.jobs),
         failed_trials=progress.failed_rows,
         failures=tuple(progress.failures),
         seconds=time.monotonic() - start,
@@ -122,12 +124,12 @@ def _totals(plan: Plan) -> dict[str, int]:
         totals[job.kind] += 1
     for study in plan.studies:
         totals["probe"] += open_probes(plan, study)
-        totals["trial"] += 1
+        totals["trial"] += len(study.finals)
     return totals
 
 
 def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progress) -> Searches:
-    """The plan's open studies, with their journal in the output folder (where that is a local one)."""
+    """The plan's open studies, with the journal of all in the output folder (where that is a local one)."""
 
     def inputs(spec: TrialSpec) -> tuple[frozenset[str], list[Job]]:
         before = frozenset(plan.jobs)
@@ -143,10 +145,10 @@ def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progre
         progress.failures.append(f"{study.label}: {cause.error_class}: {cause.error}")
         return []
 
-    local = ledger.out.is_local
-    journal = Journal(Path(ledger.out.path(JOURNAL)) if local and plan.studies else None)
+    written = ledger.out.is_local and (plan.studies or plan.ended)
+    journal = Journal(Path(ledger.out.path(JOURNAL)) if written else None)
     return Searches(plan.studies, plan.tried, ledger=ledger, store=store, sweep=plan.sweep.name,
-                    journal=journal, inputs=inputs, finals=finals)  # fmt: skip
+                    journal=journal, inputs=inputs, finals=finals, ended=plan.ended)  # fmt: skip
 
 
 def record_skipped(plan: Plan, ledger: Ledger) -> None:

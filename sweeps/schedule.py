@@ -66,8 +66,8 @@ class Feeder(Protocol):
     def ended(self, job: Job, outcome: Outcome) -> Iterable[Job]:
         """The jobs that follow from the end of one."""
 
-    def dropped(self, job: Job, cause: Outcome) -> Iterable[Job]:
-        """The jobs that follow where one can never run, as one that it needs has failed."""
+    def dropped(self, job: Job, cause: Outcome, failed: Job) -> Iterable[Job]:
+        """The jobs that follow where one can never run, as `failed` did that it needs (perhaps through others)."""
 
     def more(self) -> Iterable[Job]:
         """Jobs that could run beside those that do, where nothing else is ready."""
@@ -98,6 +98,8 @@ class Schedule:
         self._missing: dict[str, set[str]] = {}
         self._dependants: dict[str, list[str]] = {}
         self._order: dict[str, int] = {}
+        self._roots: dict[str, str] = {}
+        """By the key of a job that failed or was dropped: the one that failed."""
         self._ready: list[tuple[int, int, str]] = []
         given, self.jobs = self.jobs, {}
         self.add(given.values())
@@ -121,10 +123,9 @@ class Schedule:
                 self._dependants.setdefault(need, []).append(key)
         self._offer(key for key in new if not self._missing[key])
         for key in new:
-            causes = (self.failed.get(n) or self.dropped.get(n) for n in self._missing[key])
-            cause = next((found for found in causes if found is not None), None)
-            if cause is not None and key not in self.dropped:
-                self._give_up(key, cause)
+            root = next((self._roots[n] for n in self._missing[key] if n in self._roots), None)
+            if root is not None and key not in self.dropped:
+                self._give_up(key, root)
 
     def _offer(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -132,10 +133,19 @@ class Schedule:
 
     def take(self) -> Job | None:
         """The next ready job, now running; None where none can start (or the schedule is closed)."""
-        if not self.closed and not self._ready and self.feeder is not None:
-            self.add(self.feeder.more())
         if self.closed:
             return None
+        found = self._first_free()
+        if found is None and self.feeder is not None:
+            self.add(self.feeder.more())
+            found = self._first_free()
+        if found is not None:
+            self.running.add(found.key)
+            self._tell("started", found, None)
+        return found
+
+    def _first_free(self) -> Job | None:
+        """The first ready job whose group has none that runs, taken from those that wait."""
         busy = {self.jobs[key].group for key in self.running} - {""}
         held: list[tuple[int, int, str]] = []
         found: Job | None = None
@@ -148,9 +158,6 @@ class Schedule:
                 found = job
         for place in held:
             heapq.heappush(self._ready, place)
-        if found is not None:
-            self.running.add(found.key)
-            self._tell("started", found, None)
         return found
 
     def complete(self, key: str, outcome: Outcome) -> None:
@@ -166,22 +173,25 @@ class Schedule:
             self._tell("done", job, outcome)
         else:
             self.failed[key] = outcome
+            self._roots[key] = key
             self._tell("failed", job, outcome)
-            self._drop(key, outcome)
+            self._drop(key, key)
         if self.feeder is not None:
             self.add(self.feeder.ended(job, outcome))
 
-    def _drop(self, key: str, cause: Outcome) -> None:
+    def _drop(self, key: str, root: str) -> None:
         for other in self._dependants.get(key, []):
             if other not in self.dropped:
-                self._give_up(other, cause)
+                self._give_up(other, root)
 
-    def _give_up(self, key: str, cause: Outcome) -> None:
+    def _give_up(self, key: str, root: str) -> None:
+        cause = self.failed[root]
+        self._roots[key] = root
         self.dropped[key] = cause
         self._tell("dropped", self.jobs[key], cause)
-        self._drop(key, cause)
+        self._drop(key, root)
         if self.feeder is not None:
-            self.add(self.feeder.dropped(self.jobs[key], cause))
+            self.add(self.feeder.dropped(self.jobs[key], cause, self.jobs[root]))
 
     def _tell(self, event: str, job: Job, outcome: Outcome | None) -> None:
         if self.listener is not None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from backdoor_core import catalog
 from backdoor_core.method import Family, Method
 from backdoor_core.space import Range
+from backdoor_core.spec import TuningMode
 from sweeps.config import (
     AGAINST,
     ATTACK_SEEDS,
     DEFAULT_SEEDS,
     NAME_PATTERN,
     SECTIONS,
+    TUNE,
     Resources,
     SweepTraining,
 )
+from sweeps.sampling import SAMPLERS, argument_types
+from sweeps.tuning_settings import TuningSettings
 
 _OWN_KEYWORDS = ("title", "hooks", "space")
 _SEEDS = [
@@ -24,11 +28,37 @@ _SEEDS = [
     {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
 ]
 _NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_SPACE = {
+    "anyOf": [
+        {"type": "null"},
+        {"type": "array", "minItems": 1},
+        {
+            "type": "object",
+            "properties": {
+                "low": {"type": "number"},
+                "high": {"type": "number"},
+                "log": {"type": "boolean"},
+            },
+            "required": ["low", "high"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_TUNE = {
+    "description": "the settings to search: true (all that declare a space), names, or names with spaces",
+    "anyOf": [
+        {"type": "boolean"},
+        {"type": "string"},
+        _NAMES,
+        {"type": "object", "additionalProperties": _SPACE, "minProperties": 1},
+    ],
+}
 OWN_KEYS: Mapping[str, dict[str, Any]] = {
     "attack": {ATTACK_SEEDS: {"description": "the sweep's first so many seeds, or which",
                               "oneOf": _SEEDS}},
     "defense": {AGAINST: {"description": "the attacks that it is tried against (default: all)",
-                          "anyOf": [{"type": "string"}, _NAMES]}},
+                          "anyOf": [{"type": "string"}, _NAMES]},
+                TUNE: _TUNE},
 }  # fmt: skip
 """What an entry has beside the settings of its method."""
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -40,6 +70,8 @@ def sweep_schema() -> dict[str, Any]:
         "range": _plain(Range.model_json_schema()),
         "training": _plain(SweepTraining.model_json_schema()),
         "resources": _plain(Resources.model_json_schema()),
+        "sampler": _sampler(),
+        "tuning": _tuning(),
     }
     for family in SECTIONS.values():
         definitions[family] = {"anyOf": _choices(family, definitions)}
@@ -69,6 +101,7 @@ def sweep_schema() -> dict[str, Any]:
                 "oneOf": _SEEDS,
             },
             "training": {"$ref": "#/$defs/training"},
+            "tuning": {"$ref": "#/$defs/tuning"},
             "resources": {"$ref": "#/$defs/resources"},
             "slots": {"type": "integer", "minimum": 1, "description": "how many jobs run at once"},
         },
@@ -76,6 +109,40 @@ def sweep_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions,
     }
+
+
+def _tuning() -> dict[str, Any]:
+    """The section `tuning`."""
+    found: dict[str, Any] = _plain(TuningSettings.model_json_schema())
+    inner = found.pop("$defs")
+    properties: dict[str, Any] = found["properties"]
+    described = {name: one.get("description", "") for name, one in properties.items()}
+    modes = {"enum": list(get_args(TuningMode))}
+    properties["modes"] = {
+        "anyOf": [modes, {"type": "array", "items": modes, "minItems": 1}],
+        "description": described["modes"],
+    }
+    properties["limits"] = inner["Limits"]
+    for name in ("sampler", "post_hoc_sampler"):
+        properties[name] = {"$ref": "#/$defs/sampler", "description": described[name]}
+    return found
+
+
+def _sampler() -> dict[str, Any]:
+    """A sampler's name, or a mapping with its name and arguments."""
+    mappings = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                **{key: {"type": kinds} for key, kinds in argument_types(name).items()},
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+        for name in SAMPLERS
+    ]
+    return {"anyOf": [{"enum": list(SAMPLERS)}, *mappings]}
 
 
 def _list_of(family: str) -> dict[str, Any]:

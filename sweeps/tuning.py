@@ -11,14 +11,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from backdoor_core.errors import SweepError
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import TrialSpec, digest
 from backdoor_core.store import ArtifactStore
-from backdoor_core.tuning import TuneScores, combined, deciding, tuning_view
+from backdoor_core.tuning import TuneScores, TuningView, combined, deciding, tuning_view
+from sweeps.sampling import points_in
 from sweeps.schedule import Job, Outcome
 from sweeps.search import Journal, Search, Told
 from sweeps.studies import Study
@@ -63,7 +64,8 @@ class Searches:
     """The open studies of a run: a `schedule.Feeder`.
 
     `inputs` gives the keys of the jobs that a trial's inputs come from and those of these jobs that are new; `finals`
-    the jobs of the trials that follow from a choice, or records that they failed (with the cause given).
+    the jobs of the trials that follow from a choice, or records that they failed (with the cause given). `ended` are
+    studies that are over: the journal shows them beside the others.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Searches:
         journal: Journal,
         inputs: Callable[[TrialSpec], tuple[frozenset[str], list[Job]]],
         finals: Callable[[Study, Sequence[TrialSpec], Outcome | None], Iterable[Job]],
+        ended: Iterable[Study] = (),
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -88,27 +91,26 @@ class Searches:
         self._waiting: dict[str, set[str]] = {}
         """By the key of a probe: the studies that wait for it."""
         self.open: dict[str, _Open] = {}
+        for study in ended if journal.has_file else ():
+            _restored(study, rows.get(study.key, ()), journal)
         for study in studies:
-            search = study.search(journal)
-            found = _Open(study=study, search=search)
-            for row in rows.get(study.key, ()):
-                told = study.restored(row, _point(row))
-                search.tell(told)
-                found.seconds += row["seconds"] or 0.0
-                _remember(found, told, row["reports"] or ())
-            self.open[study.key] = found
+            self.open[study.key] = _restored(study, rows.get(study.key, ()), journal)
         journal.flush()
 
     def start(self) -> list[Job]:
         """The first jobs: each study asks for a point."""
-        return [job for one in list(self.open.values()) for job in self._next(one)]
+        jobs = [job for one in list(self.open.values()) for job in self._next(one)]
+        self._journal.flush()
+        return jobs
 
     def more(self) -> list[Job]:
         """One more point of the study with the fewest open ones, once its first is known."""
         able = [one for one in self.open.values() if not one.study.is_post_hoc and one.search.told]
         for one in sorted(able, key=lambda one: len(one.search.asked)):
             budget = one.study.trials
-            if (budget is None or one.search.started < budget) and (jobs := self._asked(one)):
+            enough = self._is_over(one) if budget is None else one.search.started >= budget
+            if not enough and (jobs := self._asked(one)):
+                self._journal.flush()
                 return jobs
         return []
 
@@ -124,14 +126,25 @@ class Searches:
         self._journal.flush()
         return jobs
 
-    def dropped(self, job: Job, cause: Outcome) -> list[Job]:
-        """Closes the studies whose probe can never run: their trials fail with its cause."""
+    def dropped(self, job: Job, cause: Outcome, failed: Job) -> list[Job]:
+        """Closes the studies whose probe can never run: their trials fail with its cause.
+
+        Where what failed is a victim that this setting alone has (its defense works before the victim is there), the
+        setting has failed, and the studies go on.
+        """
         if job.kind != "probe":
             return []
+        self._answers[job.key] = cause
         jobs: list[Job] = []
+        own = failed.kind == "victim" and any(map(_acts_before_training, failed.specs))
         for key in sorted(self._waiting.pop(job.key, ())):
-            if key in self.open:
+            if key not in self.open:
+                continue
+            if own:
+                jobs += self._take_in(self.open[key], job.key, cause)
+            else:
                 jobs += self._close(self.open[key], cause)
+        self._journal.flush()
         return jobs
 
     def _take_in(self, one: _Open, probe: str, outcome: Outcome) -> Iterator[Job]:
@@ -143,26 +156,44 @@ class Searches:
 
     def _tell(self, one: _Open, number: int, outcomes: Sequence[Outcome]) -> None:
         """Tells the search what became of a point, and writes it down."""
-        point = one.search.asked[number]
         seconds = sum(outcome.seconds for outcome in outcomes)
         answers = [outcome.answer or {} for outcome in outcomes]
         reports = next((a["reports"] for a in answers if a.get("reports")), ())
-        error = next((o.error for o in outcomes if o.error_class), None)
+        error = next((o.error or o.error_class for o in outcomes if o.error_class), None)
         pruned = next((a["pruned"] for a in answers if a.get("pruned")), None)
         scores: TuneScores | None = None
-        if error is not None or pruned is not None:
-            told = Told(number=number, point=point, state="failed" if error else "pruned")
-        else:
+        if error is None and pruned is None:
             scores = combined([_granted(one.study, answer) for answer in answers])
-            told = one.study.told(number, point, scores)
-        told = replace(told, reports=tuple(reports))
         one.waiting.pop(number, None)
-        one.seconds += seconds
-        row = one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time(),
-                            error=error or pruned)  # fmt: skip
+        row = self._told(one, number, scores, seconds, reports=reports, error=error, pruned=pruned)
         self._ledger.append_tried([row])
+
+    def _told(
+        self,
+        one: _Open,
+        number: int,
+        scores: TuneScores | None,
+        seconds: float,
+        *,
+        reports: Sequence[float] = (),
+        error: str | None = None,
+        pruned: str | None = None,
+    ) -> dict[str, Any]:
+        """Tells the search of a point, and gives its row; without scores it has failed or was pruned."""
+        point = one.search.asked[number]
+        if scores is None:
+            state: Literal["failed", "pruned"] = "failed" if error is not None else "pruned"
+            told = Told(number=number, point=point, state=state)
+        else:
+            told = one.study.told(number, point, scores).checked()
+            if told.state == "failed":
+                error, scores = f"a score is no finite number: {scores.as_dict()}", None
+        told = replace(told, reports=tuple(reports))
+        one.seconds += seconds
         one.search.tell(told)
-        _remember(one, told, reports)
+        _remember(one, told)
+        return one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time(),
+                             error=error or pruned)  # fmt: skip
 
     def _next(self, one: _Open) -> Iterator[Job]:
         """The next point's jobs where the budget allows one and none is open; the trials where the study is over."""
@@ -174,7 +205,8 @@ class Searches:
                 yield from jobs
 
     def _is_over(self, one: _Open) -> bool:
-        return one.study.is_over(list(one.search.told.values()), one.seconds)
+        told = list(one.search.told.values())
+        return one.search.is_used_up or one.study.is_over(told, one.seconds)
 
     def _asked(self, one: _Open) -> list[Job] | None:
         """Asks for a point and gives the jobs that try it; none where all is known, and so told, already.
@@ -231,19 +263,14 @@ class Searches:
         seconds = 0.0 if one.search.told else sum(outcome.seconds for outcome in outcomes)
         rows = []
         while not self._is_over(one):
+            start = time.perf_counter()
             asked = one.search.ask()
             if asked is None:
                 break
             number, point = asked
-            start = time.perf_counter()
-            decide = deciding(one.study.chain_at(point))
-            scores = combined([view.scores(decide) for view in views])
-            told = one.study.told(number, point, scores)
-            one.search.tell(told)
+            scores, error = _scored(one.study, point, views)
             seconds += time.perf_counter() - start
-            rows.append(
-                one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time())
-            )
+            rows.append(self._told(one, number, scores, seconds, error=error))
             seconds = 0.0
         self._ledger.append_tried(rows)
         yield from self._close(one, None)
@@ -257,13 +284,44 @@ class Searches:
         yield from self._finals(one.study, specs, cause or _no_point(told))
 
 
-def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(row["settings"]))
+def is_over(study: Study, told: Sequence[Told], seconds: float) -> bool:
+    """Whether a study's budget is spent, or its space used up."""
+    points = points_in(study.space, study.sampler, study.trials or 1)
+    return study.is_over(told, seconds) or (points is not None and len(told) >= points)
 
 
-def _remember(one: _Open, told: Told, reports: Sequence[float]) -> None:
-    if reports and told.state == "complete" and all(v <= 0 for v in told.excess.values()):
-        one.within.append(reports)
+def _restored(study: Study, rows: Sequence[Mapping[str, Any]], journal: Journal) -> _Open:
+    """A study with what the ledger holds of it."""
+    one = _Open(study=study, search=study.search(journal))
+    for row in rows:
+        told = study.restored(row, json.loads(row["settings"]))
+        told = replace(told, reports=tuple(row["reports"] or ()))
+        one.search.tell(told)
+        one.seconds += row["seconds"] or 0.0
+        _remember(one, told)
+    return one
+
+
+def _remember(one: _Open, told: Told) -> None:
+    if told.reports and told.state == "complete" and all(v <= 0 for v in told.excess.values()):
+        one.within.append(told.reports)
+
+
+def _acts_before_training(spec: TrialSpec) -> bool:
+    pipeline = Pipeline(spec)
+    return pipeline.victim_key != pipeline.undefended.victim_key
+
+
+def _scored(
+    study: Study, point: Mapping[str, Any], views: Sequence[TuningView]
+) -> tuple[TuneScores | None, str | None]:
+    """A point's scores on stored observations, or why there are none."""
+    try:
+        decide = deciding(study.chain_at(point))
+        return combined([view.scores(decide) for view in views]), None
+    except Exception as error:  # a user's `decide` may raise anything; the search goes on
+        prefix = "" if isinstance(error, SweepError) else f"{type(error).__name__}: "
+        return None, f"{prefix}{error}"
 
 
 def _granted(study: Study, answer: Mapping[str, Any]) -> TuneScores:

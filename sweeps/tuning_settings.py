@@ -76,6 +76,8 @@ class TuningSettings(BaseModel):
     def _one_budget(self) -> TuningSettings:
         if self.trials is not None and self.seconds is not None:
             raise ValueError("give trials or seconds, not both: the other is recorded")
+        if self.seconds is not None and self.sampler.name == "grid":
+            raise ValueError("a grid is made for a number of trials: give trials, not seconds")
         return self
 
     @property
@@ -125,15 +127,25 @@ def searched_space(chain: Sequence[Defense], asked: Any) -> dict[str, Dimension]
 
 
 def _given(name: str, owner: Any, wanted: Any) -> Dimension:
-    described = {"choices": tuple(wanted)} if isinstance(wanted, list) else wanted
+    described = wanted
+    if isinstance(wanted, list):
+        described = {"choices": list({repr(one): one for one in wanted}.values())}
     try:
-        return dimension(owner, described)
+        made = dimension(owner, described)
+        ends = [end for end in (made.low, made.high) if end is not None]
+        if made.whole and not all(end.is_integer() for end in ends):
+            raise TypeError(f"{name} is a whole number")
     except (ValidationError, TypeError) as error:
-        text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        text = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            place = "".join(f"{part}: " for part in first["loc"])
+            text = place + first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{name}: not a space: {text.removeprefix('Value error, ')}; expected "
+            f"{name}: not a space: {text}; expected "
             f"{{low, high, log}} or a list of choices, got {wanted!r}"
         ) from error
+    return made
 
 
 def _fields(chain: Sequence[Defense]) -> dict[str, tuple[Any, Dimension | None]]:

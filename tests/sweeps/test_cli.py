@@ -24,7 +24,7 @@ from sweeps.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 Cli = Callable[..., Result]
 
 COMMANDS = (
-    "validate", "schema", "plan", "run", "status", "logs", "rerun", "ls", "report", "leaderboard",
+    "validate", "schema", "plan", "run", "status", "logs", "rerun", "tune", "ls", "report", "leaderboard",
     "export", "predict",
 )  # fmt: skip
 PROBE = """
@@ -97,6 +97,50 @@ def test_plan_prints_before_anything_runs(
     expected = {"sweep": "tiny-sweep", "cells": 3, "trials": 11, "victims": 3, "jobs": 15}
     assert {name: plan[name] for name in expected} == expected
     assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_tune_searches_what_the_file_leaves_open(
+    cli: Cli, tiny_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The file says nothing of tuning; the options are those of `run`, and --set has the last word."""
+    file = tiny_sweep(
+        tmp_path, attacks=[{"name": "badnets", "words": ["cf"], "poison_rate": 0.2}],
+        defenses=["none", {"name": "fine_tune", "learning_rate": 1e-3}, "placebo"],
+    )  # fmt: skip
+    places = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--local")
+    command = ("tune", file, *places, "--mode", "oracle", "--mode", "clean-val", "--trials", 2,
+               "--sampler", "nsga2", "--set", "tuning.post_hoc_trials=3")  # fmt: skip
+    result = cli(*command, "--set", "tuning.sampler=random")
+    assert result.exit_code == 0, result.output
+    rows = Ledger(tmp_path / "out").table().to_pylist()
+    found = {(row["defense"], row["tuning_mode"], row["tuning_trials"]) for row in rows}
+    assert found == {
+        ("none", "default", 0), ("fine_tune", "oracle", 2), ("fine_tune", "clean-val", 2),
+        ("placebo", "oracle", 3), ("placebo", "clean-val", 3),
+    }  # fmt: skip
+    samplers = {json.loads(row["tuning"])["sampler"] for row in rows if row["tuning"]}
+    assert samplers == {"random", "grid"}
+    assert "nothing to do" in cli(*command, "--set", "tuning.sampler=random").output
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--mode", "oracel"), "tuning.modes"),
+        (("--sampler", "tpee"), "tuning.sampler"),
+        (("--trials", 0), "--trials"),
+    ],
+)
+def test_tune_with_options_that_do_not_fit(
+    cli: Cli,
+    tiny_sweep: Callable[..., Path],
+    tmp_path: Path,
+    option: tuple[object, ...],
+    words: str,
+) -> None:
+    result = cli("tune", tiny_sweep(tmp_path, defenses=["placebo"]), *option)
+    assert result.exit_code == EXIT_BAD_INPUT
+    assert words in result.output
 
 
 @pytest.mark.parametrize("plural", ["tasks", "plms", "attacks", "defenses"])

@@ -219,6 +219,8 @@ def test_precision_is_resolved_when_the_sweep_is_planned(
     )
 
 
+TUNED = "[{name: fine_mixing, tune: [mixing_ratio]}]"
+
 # Sections of a file, the place of the mistake (its line is that of `SECTIONS`), and words of the message.
 MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "misspelt section": (
@@ -353,6 +355,71 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "unknown tag": ({"seeds": "!mine 3"}, "my.yaml, line 6", ("!mine",)),
     "key that is no word": ({"? [a, b]\n": "3"}, "my.yaml, line 6", ("a key must be a word",)),
     "alias inside its anchor": ({"seeds": "&a [*a]"}, "my.yaml, line 6", ("nested deeper",)),
+    "misspelt setting to tune": (
+        {"defenses": "[{name: fine_mixing, tune: [mixing_ration]}]"},
+        "my.yaml, line 5, defenses[0].tune",
+        ("unknown setting 'mixing_ration'", "did you mean 'mixing_ratio'?"),
+    ),
+    "bad space": (
+        {"defenses": "[{name: fine_mixing, tune: {mixing_ratio: {low: 0.9, high: 0.1}}}]"},
+        "my.yaml, line 5, defenses[0].tune",
+        ("mixing_ratio: not a space", "must not be above high"),
+    ),
+    "nothing to tune": (
+        {"defenses": "[{name: mine.py, tune: true}]"},
+        "my.yaml, line 5, defenses[0].tune",
+        ("this defense declares no space",),
+    ),
+    "tuned twice": (
+        {"defenses": "[fine_mixing, {name: fine_mixing, tune: [mixing_ratio]}]"},
+        "my.yaml, line 5, defenses[1]",
+        ("stands above with another `tune`",),
+    ),
+    "misspelt tuning": (
+        {"defenses": TUNED, "tuning": "{trial: 3}"},
+        "my.yaml, line 6, tuning.trial",
+        ("did you mean 'trials'?",),
+    ),
+    "misspelt mode": (
+        {"defenses": TUNED, "tuning": "{modes: [default, clean_val]}"},
+        "my.yaml, line 6, tuning.modes[1]",
+        ("'clean-val'", "got 'clean_val'"),
+    ),
+    "both budgets": (
+        {"defenses": TUNED, "tuning": "{trials: 3, seconds: 60}"},
+        "my.yaml, line 6, tuning",
+        ("give trials or seconds, not both",),
+    ),
+    "unknown argument of a sampler": (
+        {"defenses": TUNED, "tuning": "{sampler: {name: tpe, n_startup_trial: 3}}"},
+        "my.yaml, line 6, tuning.sampler",
+        ("unknown argument of the sampler tpe", "did you mean 'n_startup_trials'?"),
+    ),
+    "tuning of nothing": (
+        {"tuning": "{modes: [oracle]}"},
+        "my.yaml, line 6, tuning",
+        ("no entry of defenses says what to search; add `tune: true` to one",),
+    ),
+    "clean-val without a direction": (
+        {"defenses": "[{name: fine_mixing, tune: {head: [keep, reinitialise]}}]"},
+        "my.yaml, tuning.modes",
+        ("clean-val takes the strongest setting", "head (fine_mixing)", "leave the mode out"),
+    ),
+    "different clean rows": (
+        {
+            "defenses": "[{name: fine_mixing, tune: true}, {name: fine_tune, clean_rows: 64, tune: true}]"
+        },
+        "my.yaml, tuning",
+        ("different numbers of clean rows (64, all)", "give each the same clean_rows"),
+    ),
+    "clean rows searched": (
+        {
+            "defenses": "[{name: fine_mixing, tune: {clean_rows: [8, 64]}}]",
+            "tuning": "{modes: oracle}",
+        },
+        "my.yaml, line 6, tuning",
+        ("clean_rows is no setting to search",),
+    ),
 }
 
 
@@ -453,6 +520,39 @@ def test_an_override_that_does_not_fit(write: Write, override: str, words: str) 
     assert words in found
 
 
+def test_what_is_tuned_and_how(write: Write) -> None:
+    path = write(
+        defenses="[none, {name: fine_mixing, mixing_ratio: [0.2, 0.4], tune: [learning_rate]}, fine_tune]",
+        tuning="{modes: [default, oracle], sampler: {name: nsga2, population_size: 8}}",
+    )
+    sweep = load_sweep(path, overrides=["tuning.trials=3"])
+    assert sweep.tuning is not None
+    assert (sweep.tuning.trials, sweep.tuning.modes) == (3, ("default", "oracle"))
+    assert sweep.tuning.sampler.arguments == {"population_size": 8}
+    assert [sweep.space_of(i) and list(sweep.space_of(i) or ()) for i in range(4)] == [
+        None, ["learning_rate"], ["learning_rate"], None,
+    ]  # fmt: skip
+    assert load_sweep(write()).tuning is None
+
+
+def test_a_sweep_can_be_tuned_whole_where_its_file_does_not_ask_for_it(write: Write) -> None:
+    path = write(defenses="[none, placebo, {name: fine_tune, tune: false}, mine.py]")
+    assert load_sweep(path).tuning is None
+    sweep = load_sweep(path, tune=True, overrides=["tuning.trials=3"])
+    spaces = [sweep.space_of(i) for i in range(4)]
+    assert [None if space is None else list(space) for space in spaces] == [
+        None, ["rate"], None, None,
+    ]  # fmt: skip
+    assert sweep.tuning is not None
+    assert sweep.tuning.trials == 3
+
+
+def test_smoke_tunes_little(write: Write) -> None:
+    sweep = load_sweep(write(defenses=TUNED, tuning="{seconds: 900}"), smoke=True)
+    assert sweep.tuning is not None
+    assert (sweep.tuning.budget, sweep.tuning.seconds, sweep.tuning.post_hoc_trials) == (2, None, 5)
+
+
 def test_smoke_is_the_same_sweep_on_few_rows(write: Write) -> None:
     sweep = load_sweep(
         write(
@@ -501,6 +601,17 @@ def test_the_schema_is_one_and_accepts_what_loads(schema: dict[str, Any], write:
         "[{chain: [epur, {name: fine_mixing, mixing_ratio: 0.3}]}, mine.py, {name: mine.py, x: 1}]"
     )
     assert not refused(schema, write(defenses=chain, seeds="[1, 4]", slots="2"))
+    tuned = (
+        "[{name: fine_mixing, tune: true}, {name: epur, tune: words}, {name: placebo, tune: [rate]}, "
+        "{chain: [fine_tune, x_graad], tune: {x_graad.percentile: null, fine_tune.epochs: [1, 2], "
+        "fine_tune.learning_rate: {low: 1.0e-5, high: 1.0e-3, log: true}}}]"
+    )
+    for tuning in (
+        "{modes: oracle, seconds: 60, objective: front, pruning: true}",
+        "{modes: [default, pseudo], trials: 3, sampler: gp, post_hoc_sampler: grid, limits: {frr: 0.1}}",
+        "{sampler: {name: tpe, n_startup_trials: 5, multivariate: true}}",
+    ):
+        assert not refused(schema, write(defenses=tuned, tuning=tuning)), tuning
 
 
 @pytest.mark.parametrize(
@@ -517,6 +628,9 @@ def test_the_schema_is_one_and_accepts_what_loads(schema: dict[str, Any], write:
         "misspelt range",
         "no seeds",
         "settings beside a chain",
+        "misspelt tuning",
+        "misspelt mode",
+        "unknown argument of a sampler",
     ],
 )
 def test_the_schema_refuses_what_does_not_load(

@@ -17,6 +17,7 @@ from backdoor_core import catalog
 from backdoor_core.corpus import Row
 from backdoor_core.errors import ConfigError
 from backdoor_core.ledger import Ledger
+from backdoor_core.pipeline import split_key
 from backdoor_core.plms.tiny import Tiny
 from backdoor_core.spec import MethodSpec
 from backdoor_core.store import ArtifactStore
@@ -142,14 +143,15 @@ def test_metrics_stand_on_tune_and_test(finished: Finished) -> None:
 def test_observations_are_kept_for_every_row(finished: Finished) -> None:
     store = ArtifactStore(finished.store)
     for row in finished.rows():
-        folder = store.open(row["observations"])
+        of_test = split_key(row["observations"], "test")
+        folder = store.open(of_test if store.has(of_test) else row["observations"])
         tables = {file.stem: pq.read_table(file) for file in folder.glob("*.parquet")}
-        clean = tables.get("clean-test", tables.get("test"))
+        clean = tables.get("clean", tables.get("test"))
         assert isinstance(clean, pa.Table)
         assert clean.num_rows == row["n_clean"]
         if row["defense"] == "placebo":
             assert "draw" in clean.column_names
-            assert tables["triggered-test-0"].num_rows == row["n_triggered"]
+            assert tables["triggered-0"].num_rows == row["n_triggered"]
 
 
 def test_a_second_run_is_a_no_op(finished: Finished) -> None:

@@ -161,3 +161,98 @@ def test_any_graph_is_worked_off(jobs: list[Job], data: st.DataObject) -> None:
         dropped = one.key in schedule.dropped
         assert events[one.key].count("started") == (0 if dropped else 1)
         assert len(events[one.key]) == (1 if dropped else 2)
+
+
+class Feeding:
+    """Adds the jobs that a script names, and notes what it is told."""
+
+    def __init__(self, script: dict[str, list[Job]], spare: list[list[Job]] | None = None) -> None:
+        self.script, self.spare = script, spare or []
+        self.told: list[tuple[str, ...]] = []
+        self.asked = 0
+
+    def ended(self, job: Job, outcome: Outcome) -> list[Job]:
+        self.told.append(("ended", job.key))
+        return self.script.pop(job.key, [])
+
+    def dropped(self, job: Job, cause: Outcome, failed: Job) -> list[Job]:
+        self.told.append(("dropped", job.key, failed.key))
+        return self.script.pop(job.key, [])
+
+    def more(self) -> list[Job]:
+        self.asked += 1
+        return self.spare.pop(0) if self.spare else []
+
+
+def test_jobs_are_added_while_others_run_and_known_ones_stay() -> None:
+    schedule = Schedule.of([job("a")])
+    first = schedule.take()
+    schedule.add([job("a", "trial"), job("b", "trial", ("a",)), job("c", "trial", ("held",))])
+    assert first is not None
+    assert schedule.jobs["a"].kind == "victim"
+    taken = schedule.take()
+    assert taken is not None
+    assert taken.key == "c"
+    schedule.complete("a", Outcome())
+    schedule.add([job("d", "trial", ("a",))])
+    assert drained(schedule) == ["b", "d"]
+
+
+def test_a_job_that_is_added_below_a_failed_one_is_dropped_with_its_cause() -> None:
+    feeder = Feeding({})
+    schedule = Schedule.of([job("v"), job("r", "reference", ("v",))], None, feeder)
+    schedule.take()
+    schedule.complete("v", BROKEN)
+    schedule.add([job("late", "trial", ("r",)), job("later", "trial", ("v",))])
+    assert schedule.dropped == {"r": BROKEN, "late": BROKEN, "later": BROKEN}
+    assert feeder.told == [
+        ("dropped", "r", "v"), ("ended", "v"), ("dropped", "late", "v"), ("dropped", "later", "v"),
+    ]  # fmt: skip
+    assert schedule.exhausted
+
+
+def test_a_feeder_adds_what_follows_and_what_could_run_beside() -> None:
+    feeder = Feeding({"a": [job("a2", "probe")], "x": [job("x2")]}, [[job("spare", "probe")]])
+    schedule = Schedule.of([job("v"), job("a", "probe"), job("x", "probe", ("v",))], None, feeder)
+    victim, probe = schedule.take(), schedule.take()
+    assert [one and one.key for one in (victim, probe)] == ["v", "a"]
+    assert feeder.asked == 0, "there was something ready"
+    spare = schedule.take()
+    assert spare is not None
+    assert spare.key == "spare"
+    assert schedule.take() is None
+    assert feeder.asked == 2
+    schedule.complete("a", Outcome())
+    schedule.complete("v", BROKEN)
+    assert drained(schedule) == ["x2", "a2"]
+    schedule.complete("spare", Outcome())
+    assert schedule.exhausted
+
+
+def test_a_failed_probe_has_ended_and_drops_nothing() -> None:
+    schedule = Schedule.of([job("p", "probe")], None, Feeding({"p": [job("q", "trial", ("p",))]}))
+    schedule.take()
+    schedule.complete("p", BROKEN)
+    assert drained(schedule) == ["q"]
+
+
+def test_jobs_of_one_group_wait_for_each_other_and_nobody_else_does() -> None:
+    def grouped(key: str, group: str) -> Job:
+        return Job(key=key, kind="probe", label=key, specs=(), group=group)
+
+    feeder = Feeding({}, [[job("spare", "probe")]])
+    jobs = [grouped("a", "g"), grouped("b", "g"), grouped("c", "h"), job("d", "probe")]
+    schedule = Schedule.of(jobs, None, feeder)
+    taken = [schedule.take() for _ in range(5)]
+    assert [one and one.key for one in taken] == ["a", "c", "d", "spare", None]
+    assert schedule.ready == 1
+    schedule.complete("a", Outcome())
+    assert drained(schedule) == ["b"]
+
+
+def test_a_closed_schedule_asks_for_nothing() -> None:
+    feeder = Feeding({}, [[job("spare")]])
+    schedule = Schedule.of([], None, feeder)
+    schedule.closed = True
+    assert schedule.take() is None
+    assert feeder.asked == 0
