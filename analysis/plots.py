@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from analysis.columns import TWIN, shown
 from analysis.exports import with_interval
+from analysis.fronts import interval_front
 from analysis.looks import (
     ASR_TITLE,
     CACC_TITLE,
@@ -30,12 +31,16 @@ from analysis.looks import (
     menu,
     plain,
     style_of,
+    wrapped,
 )
 from analysis.summaries import Estimate, Summary
 from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
 from analysis.worst import WorstCase
 from backdoor_core.errors import DataError, DependencyError
 
+MOST_ROWS = 80
+"""The heat maps show the first so many defense settings; tables and `summary.csv` have all."""
+_LABEL_CHARACTERS = 40
 _PANELS_BESIDE = 3
 _CELLS_BESIDE = 9
 """Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
@@ -55,7 +60,7 @@ def tradeoff_figure(
     figure = go.Figure()
     owners: list[str] = []
     for name, points in choices.items():
-        traces = [*_defense_traces(points, styles), _front_trace(points)]
+        traces = [*_defense_traces(points, styles), _front_trace(points), _ring_trace(points)]
         for trace in traces:
             trace.visible = len(owners) == 0 or owners[0] == name
             figure.add_trace(trace)
@@ -144,6 +149,19 @@ def _front_trace(points: Sequence[Point]) -> go.Scatter:
     )
 
 
+def _ring_trace(points: Sequence[Point]) -> go.Scatter:
+    """Rings around the points that no other surely beats once their intervals count."""
+    front = interval_front(points)
+    return go.Scatter(
+        x=[point.asr.mean for point in front],
+        y=[point.cacc.mean for point in front],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 19, "color": "#333333", "line": {"width": 1}},
+        name="not surely beaten",
+        hoverinfo="skip",
+    )
+
+
 def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure | None:
     """ASR and CACC drop for each attack cell (across) and defense setting (down).
 
@@ -151,12 +169,14 @@ def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure
     """
     mine = [summary for summary in summaries if summary.setup == setup]
     cells = list(dict.fromkeys(summary.cell for summary in mine))
-    settings = list(dict.fromkeys(summary.setting for summary in mine))
+    settings = list(dict.fromkeys(summary.setting for summary in mine))[:MOST_ROWS]
     panels = [("Attack success rate", "asr"), ("CACC drop", "cacc_drop")]
     if all(summary.of(metric).mean is None for summary in mine for _, metric in panels):
         return None
     beside = len(cells) <= _CELLS_BESIDE
-    height = 230 + 28 * len(settings) * (1 if beside else 2)
+    rows = [wrapped(setting, _LABEL_CHARACTERS) for setting in settings]
+    line = max(28, 12 + 15 * max(row.count("<br>") + 1 for row in rows))
+    height = 260 + line * len(settings) * (1 if beside else 2)
     figure = make_subplots(
         **({"cols": 2, "rows": 1} if beside else {"cols": 1, "rows": 2}),
         subplot_titles=[title for title, _ in panels],
@@ -167,6 +187,7 @@ def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure
     )
     for place, (title, metric) in enumerate(panels, start=1):
         trace = _heat_map(mine, cells, settings, metric, title)
+        trace.update(x=[wrapped(cell, _LABEL_CHARACTERS) for cell in cells], y=rows)
         figure.add_trace(trace, row=1 if beside else place, col=place if beside else 1)
     margin = {"t": 50, "b": 20, "l": 20, "r": 20}
     figure.update_layout(**layout(height, margin=margin, plot_bgcolor="#E4E4E4"))
@@ -192,8 +213,6 @@ def _heat_map(
         else {"colorscale": "RdBu", "reversescale": True, "zmin": -reach, "zmax": reach}
     )
     return go.Heatmap(
-        x=[plain(cell) for cell in cells],
-        y=[plain(setting) for setting in settings],
         z=[[estimate.mean for estimate in row] for row in grid],
         text=[["" if e.mean is None else f"{e.mean:.2f}" for e in row] for row in grid],
         texttemplate="%{text}",
@@ -213,6 +232,16 @@ def _heat_map(
     )
 
 
+def require_matplotlib() -> None:
+    """Raises DependencyError where no static picture can be drawn; to be asked before anything is written."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
+        ) from error
+
+
 def static_tradeoff(
     found: Sequence[Summary],
     worst: Sequence[WorstCase],
@@ -226,13 +255,10 @@ def static_tradeoff(
     whose defenses do not all meet the same attacks. Raises DependencyError without matplotlib (the `notebook`
     extra), DataError where there is no point.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
-        ) from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     choices = _choices(found, worst, setup)
     panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}
     if by_attack:
