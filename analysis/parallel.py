@@ -24,6 +24,8 @@ _LEAST_TICK_GAP = 0.06
 _LOG_SPAN = 10.0
 _TITLE_CHARACTERS = 16
 _TICK_CHARACTERS = 26
+_CHARACTERS_ACROSS = 110
+"""Characters of titles that fit above all axes together."""
 _LINE_COLOURINGS = (("ASR", "asr"), ("CACC drop", "cacc_drop"))
 _UNKNOWN_COLOUR = "#9A9A9A"
 
@@ -73,10 +75,12 @@ def parallel_figure(lines: Sequence[Line], settings: Sequence[str]) -> go.Figure
         button["label"] = f"Coloured by {title}"
     colouring |= {"y": 1.19}
     figure.update_layout(
-        **layout(480, updatemenus=[colouring], margin={"t": 120, "b": 30, "l": 150, "r": 60}),
+        **layout(480, updatemenus=[colouring], margin={"t": 120, "b": 30, "l": 175, "r": 60}),
         showlegend=False,
         hovermode="closest",
-        annotations=[note for place, axis in enumerate(axes) for note in _notes(place, axis)],
+        annotations=[
+            note for place, axis in enumerate(axes) for note in _notes(place, axis, len(axes))
+        ],
         shapes=[_upright(place) for place in range(len(axes))],
         xaxis={"range": (-0.05, len(axes) - 0.9), "visible": False, "fixedrange": True},
         yaxis={"range": (-0.04, 1.04), "visible": False, "fixedrange": True},
@@ -226,11 +230,11 @@ def _text(line: Line) -> str:
     return hover(known)
 
 
-def _notes(place: int, axis: _Axis) -> list[dict[str, Any]]:
+def _notes(place: int, axis: _Axis, axes: int) -> list[dict[str, Any]]:
     """The title above an axis, and its tick labels on its left."""
     common = {"xref": "x", "yref": "y", "showarrow": False, "x": place}
     # By the paper: Plotly hides what stands beyond an axis' range.
-    title = {"text": f"<b>{wrapped(axis.title, _TITLE_CHARACTERS)}</b>", "yref": "paper"}
+    title = {"text": f"<b>{_title(axis.title, axes)}</b>", "yref": "paper"}
     title |= {"y": 1.01, "yanchor": "bottom"}
     ticks = [
         common
@@ -239,6 +243,12 @@ def _notes(place: int, axis: _Axis) -> list[dict[str, Any]]:
         for height, text in axis.ticks
     ]
     return [common | title, *ticks]
+
+
+def _title(name: str, axes: int) -> str:
+    """A title over as many lines as the room between axes asks for; names may break after underscores."""
+    characters = max(9, min(_TITLE_CHARACTERS, _CHARACTERS_ACROSS // axes))
+    return wrapped(name.replace("_", "_ "), characters).replace("_ ", "_")
 
 
 def _upright(place: int) -> dict[str, Any]:

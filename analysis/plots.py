@@ -175,7 +175,7 @@ def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure
         return None
     beside = len(cells) <= _CELLS_BESIDE
     rows = [wrapped(setting, _LABEL_CHARACTERS) for setting in settings]
-    line = max(28, 12 + 15 * max(row.count("<br>") + 1 for row in rows))
+    line = max(28, 14 + 16 * max(row.count("<br>") + 1 for row in rows))
     height = 260 + line * len(settings) * (1 if beside else 2)
     figure = make_subplots(
         **({"cols": 2, "rows": 1} if beside else {"cols": 1, "rows": 2}),
@@ -214,7 +214,7 @@ def _heat_map(
     )
     return go.Heatmap(
         z=[[estimate.mean for estimate in row] for row in grid],
-        text=[["" if e.mean is None else f"{e.mean:.2f}" for e in row] for row in grid],
+        text=[["" if e.mean is None else _two_decimals(e.mean) for e in row] for row in grid],
         texttemplate="%{text}",
         textfont={"size": 11},
         hovertext=[
@@ -230,6 +230,11 @@ def _heat_map(
         showscale=False,
         **colours,
     )
+
+
+def _two_decimals(value: float) -> str:
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
 
 
 def require_matplotlib() -> None:

@@ -42,16 +42,18 @@ def ranks(
     try:
         comparison = compare(results, metric, setup=setup, settings=chosen)
     except DataError as error:
-        # What follows is for callers of `compare`, not for readers.
-        why = str(error).split(" Name the settings")[0]
-        text = f"No ranking by {metric}: {why}"
-        return Ranks(
-            comparison=None, title=title, notes=(text if text.endswith(".") else f"{text}.",)
-        )
-    if comparison.left_out:
+        return Ranks(comparison=None, title=title, notes=(_why_not(metric, error), *notes))
+    if comparison.left_out and chosen is None:
         left = "; ".join(f"{name}: {why}" for name, why in comparison.left_out.items())
         notes.append(f"Left out: {left}.")
     return Ranks(comparison=comparison, title=title, notes=(comparison.caution, *notes))
+
+
+def _why_not(metric: str, error: DataError) -> str:
+    """The reason for readers; what else `compare` says is for its callers."""
+    sentences = str(error).removesuffix(".").split(". ")
+    kept = [text for text in sentences if not text.startswith(("Left out", "Name the", "For two"))]
+    return f"No ranking by {metric}: {'. '.join(kept)}."
 
 
 def _chosen(found: Sequence[Summary], setup: tuple[str, str], metric: str) -> list[str] | None:

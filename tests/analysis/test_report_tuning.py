@@ -124,10 +124,10 @@ def test_parallel_coordinates_place_each_line_on_each_axis() -> None:
     figure = parallel_figure(_lines(5), ["ratio", "kind"])
     drawn = [t for t in figure.data if t.visible and t.mode == "lines"]
     assert sum(list(trace.x).count(None) for trace in drawn) == 5, "a gap after each line"
-    # Axes: ratio, kind, ASR, CACC drop. The worst ASR is that of the smallest ratio, and the palest colour.
+    # Axes: ratio, kind, ASR (0 to 1), CACC drop (from 0). The worst ASR is that of the smallest ratio.
     paths = [list(zip(t.x, t.y, strict=True)) for t in drawn]
     first = next(path for path in paths if path[0] == (0, 0.0))
-    assert first[:5] == [(0, 0.0), (1, 0.25), (2, 1.0), (3, 0.5), (None, None)]
+    assert first[:5] == [(0, 0.0), (1, 0.25), (2, 1.0), (3, 0.0), (None, None)]
     texts = [note.text for note in figure.layout.annotations]
     assert {"<b>ratio</b>", "<b>kind</b>", "<b>ASR</b>", "<b>CACC drop</b>", "a", "b"} <= set(texts)
 
