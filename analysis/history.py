@@ -21,6 +21,7 @@ MOST_STUDIES = 12
 """A choice of the menu draws the first so many studies."""
 _GOALS = {"asr": "ASR on the tune split", "strength": "Strength of the setting (0 to 1)"}
 _DROP = "CACC drop on the tune split"
+_SINGLE_TICKS = 12
 _INK = "#333333"
 
 
@@ -118,6 +119,8 @@ def history_figure(found: Sequence[History]) -> go.Figure | None:
     height = max(400, 170 + 23 * min(most, MOST_STUDIES))
     figure.update_layout(**layout(height, margin={"t": 80, "b": 60}, updatemenus=[choice]))
     last = max(row["number"] for one in found for row in one.rows)
+    if last <= _SINGLE_TICKS:
+        figure.update_xaxes(dtick=1)
     figure.update_xaxes(
         title="Number of the tried setting", range=(-0.04 * last - 0.3, 1.04 * last + 0.3)
     )

@@ -78,7 +78,7 @@ def number_axis(values: Iterable[float]) -> dict[str, Any]:
     """Plotly's settings for an axis over these values: logarithmic where they span more than a decade."""
     known = sorted(set(values))
     logarithmic = known[0] > 0 and known[-1] / known[0] > _DECADE
-    axis: dict[str, Any] = {"type": "log" if logarithmic else "linear"}
+    axis: dict[str, Any] = {"type": "log" if logarithmic else "linear", "exponentformat": "none"}
     if logarithmic:
         shown = [value for place, value in enumerate(known) if _has_room(known, place)]
         axis |= {"tickvals": shown, "ticktext": [f"{value:g}" for value in shown]}

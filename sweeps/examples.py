@@ -123,7 +123,7 @@ def _kinds(archive: _Archive, pipeline: Pipeline, texts: int) -> list[dict[str, 
         kind = {"what": "triggered", "target": names[target], "of": int(counted.sum())}
         kind["trigger"] = trigger.name if len(triggers) > 1 else None
         kinds.append(kind | _listed(np.flatnonzero(got), rows, table, decision, names, texts))
-    if pipeline.defenses:
+    if any(defense.catalog_name() != "none" for defense in pipeline.defenses):
         kinds.append(_clean(archive, pipeline, observations, decide, texts))
     return kinds
 
