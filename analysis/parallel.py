@@ -234,7 +234,7 @@ def _notes(place: int, axis: _Axis, axes: int) -> list[dict[str, Any]]:
     """The title above an axis, and its tick labels on its left."""
     common = {"xref": "x", "yref": "y", "showarrow": False, "x": place}
     # By the paper: Plotly hides what stands beyond an axis' range.
-    title = {"text": f"<b>{_title(axis.title, axes)}</b>", "yref": "paper"}
+    title: dict[str, Any] = {"text": f"<b>{_title(axis.title, axes)}</b>", "yref": "paper"}
     title |= {"y": 1.01, "yanchor": "bottom"}
     ticks = [
         common

@@ -1,12 +1,11 @@
-"""The figures of a sweep: the trade-off, the heat maps and a static picture of the trade-off.
+"""The figures of a sweep: the trade-off and the heat maps.
 
-Curves over settings and poison rates are in `curves`. All take the values of `summaries` and `worst`.
+Curves over settings and poison rates are in `curves`, pictures for a paper in `pictures`. All take the values of
+`summaries` and `worst`.
 """
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from analysis.fronts import interval_front
 from analysis.looks import (
     ASR_TITLE,
     CACC_TITLE,
-    MATPLOTLIB_SYMBOLS,
     SHARE_RANGE,
     SYMBOLS,
     UNDEFENDED,
@@ -36,12 +34,10 @@ from analysis.looks import (
 from analysis.summaries import Estimate, Summary
 from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
 from analysis.worst import WorstCase
-from backdoor_core.errors import DataError, DependencyError
 
 MOST_ROWS = 80
 """The heat maps show the first so many defense settings; tables and `summary.csv` have all."""
 _LABEL_CHARACTERS = 40
-_PANELS_BESIDE = 3
 _CELLS_BESIDE = 9
 """Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
 
@@ -53,7 +49,7 @@ def tradeoff_figure(
 
     None where no cell of the setup has both numbers.
     """
-    choices = _choices(summaries, worst, setup)
+    choices = tradeoff_choices(summaries, worst, setup)
     if not choices:
         return None
     styles = style_of(summary.defense for summary in summaries)
@@ -68,12 +64,13 @@ def tradeoff_figure(
     figure.update_layout(
         **layout(560, updatemenus=[menu(list(choices), owners)], margin={"t": 80, "b": 60}),
         xaxis={"title": ASR_TITLE, "range": SHARE_RANGE, "tickformat": ".1f"},
-        yaxis={"title": CACC_TITLE, "range": _cacc_range(choices)},
+        yaxis={"title": CACC_TITLE, "range": cacc_range_of(choices)},
     )
     return figure
 
 
-def _cacc_range(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+def cacc_range_of(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    """The CACC axis that all panels or choices share."""
     return cacc_range(
         [
             value
@@ -85,9 +82,10 @@ def _cacc_range(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
     )
 
 
-def _choices(
+def tradeoff_choices(
     summaries: Sequence[Summary], worst: Sequence[WorstCase], setup: tuple[str, str]
 ) -> dict[str, list[Point]]:
+    """The points of the worst case and of each attack cell, by title; those without any are left out."""
     cells = dict.fromkeys(s.cell for s in summaries if s.setup == setup)
     choices = {WORST_CASE: worst_points(worst, setup)}
     choices |= {f"Against {cell}": cell_points(summaries, setup, cell) for cell in cells}
@@ -235,103 +233,3 @@ def _heat_map(
 def _two_decimals(value: float) -> str:
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
-
-
-def require_matplotlib() -> None:
-    """Raises DependencyError where no static picture can be drawn; to be asked before anything is written."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
-        ) from error
-
-
-def static_tradeoff(
-    found: Sequence[Summary],
-    worst: Sequence[WorstCase],
-    setup: tuple[str, str],
-    *,
-    by_attack: bool = False,
-) -> str:
-    """The trade-off of one setup as the text of an SVG picture, for a README or a paper.
-
-    One panel: the worst case over attacks. With `by_attack` a panel for each attack cell, on common axes: for sweeps
-    whose defenses do not all meet the same attacks. Raises DependencyError without matplotlib (the `notebook`
-    extra), DataError where there is no point.
-    """
-    require_matplotlib()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    choices = _choices(found, worst, setup)
-    panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}
-    if by_attack:
-        panels = choices
-    if not any(panels.values()):
-        raise DataError(f"no defense setting of {' with '.join(setup)} has both ASR and CACC")
-    columns = min(len(panels), _PANELS_BESIDE)
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.2 + 3.0 * columns, 1.2 + 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    styles = style_of(summary.defense for summary in found)
-    for axes, (name, points) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, name, points, styles)
-    for place, axes in enumerate(grid.flat[len(panels) :], start=len(panels)):
-        axes.set_axis_off()
-        grid.flat[place - columns].tick_params(labelbottom=True)
-    grid.flat[0].set(xlim=SHARE_RANGE, ylim=_cacc_range(panels))
-    figure.supxlabel(ASR_TITLE, fontsize=10)
-    figure.supylabel(CACC_TITLE, fontsize=10)
-    known: dict[str, Any] = {}
-    for axes in grid.flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            known.setdefault(label, handle)
-    figure.legend(
-        known.values(), known.keys(), loc="outside right upper", fontsize=9, frameon=False
-    )
-    sink = io.StringIO()
-    with rc_context({"svg.hashsalt": "backdoor-sweeps"}):  # equal data, equal file
-        figure.savefig(sink, format="svg", metadata={"Date": None})
-    return sink.getvalue()
-
-
-def _panel(
-    axes: Any, name: str, points: Sequence[Point], styles: Mapping[str, tuple[str, int]]
-) -> None:
-    """One plane with its points and their front, on matplotlib's axes."""
-    for defense, ranked in dict.fromkeys((point.defense, point.ranked) for point in points):
-        mine = [p for p in points if (p.defense, p.ranked) == (defense, ranked)]
-        _draw(axes, mine, styles[defense])
-    front = pareto_front(points)
-    axes.step(
-        [point.asr.mean or 0.0 for point in front],
-        [point.cacc.mean or 0.0 for point in front],
-        where="post",
-        color="#333333",
-        linestyle="--",
-        linewidth=1,
-        label="Pareto front",
-    )
-    axes.set_title(name.replace("$", r"\$"), fontsize=10)
-    axes.grid(alpha=0.3)
-
-
-def _draw(axes: Any, points: Sequence[Point], style: tuple[str, int]) -> None:
-    """Points of one defense on matplotlib's axes, hollow where they are not ranked."""
-    x, y = [point.asr for point in points], [point.cacc for point in points]
-    across, along = error_bars(x), error_bars(y)
-    name = points[0].defense if points[0].defense != TWIN else UNDEFENDED
-    name = name.replace("$", r"\$")  # not the start of a formula
-    axes.errorbar(
-        [estimate.mean or 0.0 for estimate in x],
-        [estimate.mean or 0.0 for estimate in y],
-        xerr=[across["arrayminus"], across["array"]],
-        yerr=[along["arrayminus"], along["array"]],
-        fmt=MATPLOTLIB_SYMBOLS[style[1]],
-        color=style[0],
-        markerfacecolor=style[0] if points[0].ranked else "none",
-        linewidth=0.8,
-        capsize=2,
-        label=name if points[0].ranked else f"{name} (not ranked)",
-    )

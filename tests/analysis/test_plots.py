@@ -11,7 +11,8 @@ import pytest
 import analysis
 from analysis.curves import rate_curves, setting_curves
 from analysis.looks import COLOURS, SHARE_RANGE, SYMBOLS, number_axis, plain, style_of
-from analysis.plots import heat_maps, static_tradeoff, tradeoff_figure
+from analysis.pictures import static_tradeoff
+from analysis.plots import heat_maps, tradeoff_figure
 from analysis.summaries import Summary, summaries
 from analysis.worst import WorstCase, worst_cases
 from backdoor_core.errors import DataError, DependencyError
