@@ -5,15 +5,15 @@ A block is a setup (task, PLM, training), an attack cell and a seed: within it t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from analysis.groups import groups
 from analysis.rank_tests import FEWEST_BLOCKS, FEWEST_METHODS
 from analysis.summaries import METRICS, Summary, summaries
 from analysis.table import ResultTable
@@ -98,22 +98,15 @@ def block_scores(
 
 
 def _scores(results: ResultTable, metric: str, found: Iterable[Summary]) -> _Scores:
-    """The metric of each cell, seed and setting; cells of adaptive attacks and of other setups are left out.
-
-    Each seed's numbers come from the summaries of the whole table with the numbers of the other seeds made null: so
-    labels, and which of several rows of a seed counts, are the same as everywhere else.
-    """
-    place = results.table.schema.get_field_index(metric)
-    seeds, values = results.table["seed"], results.table[metric]
+    """The metric of each cell, seed and setting; cells of adaptive attacks and of other setups are left out."""
     wanted = {(*one.setup, one.cell) for one in found if not one.adaptive}
     scores: _Scores = {}
-    for seed in sorted(set(seeds.to_pylist())):
-        mine = pc.if_else(pc.equal(seeds, seed), values, pa.scalar(None, values.type))
-        alone = replace(results, table=results.table.set_column(place, metric, mine))
-        for one in summaries(alone):
-            mean, cell = one.of(metric).mean, (*one.setup, one.cell)
-            if mean is not None and cell in wanted:
-                scores.setdefault(cell, {}).setdefault(seed, {})[one.setting] = mean
+    for group in groups(results):
+        cell = (*group.setup, group.cell)
+        for seed, row in group.rows.items() if cell in wanted else ():
+            value = row[metric]
+            if value is not None and math.isfinite(value):
+                scores.setdefault(cell, {}).setdefault(seed, {})[group.setting] = value
     return scores
 
 

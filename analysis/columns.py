@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from backdoor_core.spec import canonical_json
@@ -19,6 +20,8 @@ FAMILIES = ("task", "plm", "attack", "defense")
 TWIN = "none"
 """Name of the attack that implants nothing, and of the pipeline without a defense."""
 TRAINING = "training"
+_BY_CELL = frozenset({"limits_met", "tried", "tried_on"})
+"""Of a `tuning` column, what a search came to rather than what was asked of it."""
 _ON_THE_RATE_AXIS = "poison_rate"
 _LABEL_VALUE_CHARACTERS = 24
 
@@ -126,16 +129,29 @@ def _varying(texts: Iterable[str]) -> tuple[str, ...]:
 def axes_of(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """A row's place on the three axes (setup, attack cell, defense setting), as hashable identities.
 
-    Identities hold whole settings; labels may be cut short and are for people only.
+    Identities hold whole settings; labels may be cut short and are for people only. Of a search the identity is what
+    was asked of it; how many settings it came to try stands for that only in rows that do not say what was asked.
     """
     setup = tuple(
         row[name] for name in ("task", "task_settings", "plm", "plm_settings", "training_settings")
     )
     cell = (row["attack"], row["attack_settings"], rate_of(row), bool(row["adaptive"]))
-    setting = tuple(
-        row[name] for name in ("defense", "defense_settings", "tuning_mode", "tuning_trials")
-    )
+    asked = search_of(row["tuning"])
+    trials = row["tuning_trials"] if asked is None else None
+    setting = (row["defense"], row["defense_settings"], row["tuning_mode"], trials, asked)
     return setup, cell, setting
+
+
+@cache
+def search_of(text: str | None) -> str | None:
+    """What was asked of a search: a `tuning` column without what differs by cell; None where it says nothing."""
+    try:
+        value = json.loads(text) if text else None
+    except ValueError:
+        return text
+    if not isinstance(value, dict):
+        return text or None
+    return canonical_json({name: one for name, one in value.items() if name not in _BY_CELL})
 
 
 def setup_labels(row: Mapping[str, Any], names: Swept) -> tuple[str, str]:

@@ -5,24 +5,19 @@ The grouping and the labels are those of `summaries`: one group has the labels o
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import (
-    TWIN,
-    Labels,
-    attack_of,
-    axes_of,
-    cell_label,
-    setting_label,
-    settings_of,
-    setup_labels,
-    swept,
-)
-from analysis.table import ResultTable
+import numpy as np
 
+from analysis.grouping import grouped
+from analysis.summaries import summaries
+from analysis.table import ResultTable
+from backdoor_core.record import SCHEMA
+
+_LONG = frozenset({"spec", "log", "error", "flags"})
+"""Columns that no table of groups reads, and that are most of a ledger's bytes."""
 DEFAULT = "default"
 ORACLE = "oracle"
 
@@ -57,67 +52,28 @@ def groups(results: ResultTable) -> tuple[Group, ...]:
 
     Groups without a finished trial are there too, with no rows.
     """
-    rows = sorted(results.rows(), key=lambda row: (row["finished_at"] or 0.0, row["key"]))
-    names, searched = swept(rows), _searched(rows)
-    members: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        setup, cell, setting = axes_of(row)
-        found = _search_of(row) in searched
-        members[(setup, cell, (setting[0], None, *setting[2:]) if found else setting)].append(row)
-    labels = {kind: Labels() for kind in ("task", "plm", "cell", "setting")}
-    made = []
-    for (setup, cell, setting), same in sorted(members.items(), key=lambda item: _order(item[0])):
-        last = same[-1]
-        task, plm = setup_labels(last, names)
-        text = setting_label(last, names, found=setting[1] is None)
-        made.append(
-            Group(
-                identity=setup,
-                task=labels["task"].of(setup[:2], task),
-                plm=labels["plm"].of(setup[2:], plm),
-                cell=labels["cell"].of(cell, cell_label(last, names)),
-                defense=last["defense"],
-                setting=labels["setting"].of(setting, text),
-                tuning_mode=last["tuning_mode"] or DEFAULT,
-                tuning_trials=last["tuning_trials"] or 0,
-                adaptive=bool(last["adaptive"]),
-                is_twin=last["attack"] == TWIN,
-                rows=_by_seed(same),
-            )
+    grouping = grouped(results)
+    places = np.flatnonzero(grouping.of < len(grouping.groups))
+    columns = [name for name in SCHEMA.names if name not in _LONG]
+    taken = results.scan.take(places, columns).to_pylist()
+    members: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for number, row in zip(grouping.of[places].tolist(), taken, strict=True):
+        members.setdefault(number, {})[row["seed"]] = row
+    return tuple(
+        Group(
+            identity=group.setup,
+            task=summary.task,
+            plm=summary.plm,
+            cell=summary.cell,
+            defense=summary.defense,
+            setting=summary.setting,
+            tuning_mode=summary.tuning_mode,
+            tuning_trials=group.last["tuning_trials"] or 0,
+            adaptive=summary.adaptive,
+            is_twin=summary.is_twin,
+            rows=dict(sorted(members.get(number, {}).items())),
         )
-    return tuple(made)
-
-
-def _by_seed(rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The latest finished row of each seed; `rows` are in the order in which they finished."""
-    latest = {row["seed"]: row for row in rows if row["status"] == "ok"}
-    return {seed: latest[seed] for seed in sorted(latest)}
-
-
-def _search_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    setup, _, setting = axes_of(row)
-    return setup, setting[0], setting[2], setting[3]
-
-
-def _searched(rows: Iterable[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
-    """The searches that left one row for each cell and seed: their settings are a result, as in `summaries`."""
-    counts: Counter[tuple[Any, ...]] = Counter()
-    for row in rows:
-        if (row["tuning_mode"] or DEFAULT) != DEFAULT:
-            counts[(_search_of(row), axes_of(row)[1], row["seed"])] += 1
-    several = {search for (search, _, _), count in counts.items() if count > 1}
-    return {search for search, _, _ in counts} - several
-
-
-def _order(identity: tuple[Any, ...]) -> tuple[Any, ...]:
-    setup, (attack, attack_settings, rate, adaptive), (defense, settings, *tuning) = identity
-    bare = attack_of({"attack": attack, "attack_settings": attack_settings, "adaptive": adaptive})
-    values = tuple(
-        (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-        for _, value in sorted(settings_of(settings).items())
-    )
-    return (
-        tuple(str(part) for part in setup),
-        (attack != TWIN, *bare, rate or 0.0),
-        (defense != TWIN, defense, values, str(tuning)),
+        for number, (group, summary) in enumerate(
+            zip(grouping.groups, summaries(results), strict=True)
+        )
     )

@@ -1,16 +1,13 @@
-"""The figures of a sweep: the trade-off and the heat maps.
-
-Curves over settings and poison rates are in `curves`, pictures for a paper in `pictures`. All take the values of
-`summaries` and `worst`.
-"""
+"""The trade-off, as a figure of the report and as a static picture. Both take the values of `summaries` and `worst`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from analysis.columns import TWIN, shown
 from analysis.exports import with_interval
@@ -18,6 +15,7 @@ from analysis.fronts import interval_front
 from analysis.looks import (
     ASR_TITLE,
     CACC_TITLE,
+    MATPLOTLIB_SYMBOLS,
     SHARE_RANGE,
     SYMBOLS,
     UNDEFENDED,
@@ -29,17 +27,13 @@ from analysis.looks import (
     menu,
     plain,
     style_of,
-    wrapped,
 )
-from analysis.summaries import Estimate, Summary
+from analysis.summaries import Summary
 from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
 from analysis.worst import WorstCase
+from backdoor_core.errors import DataError, DependencyError
 
-MOST_ROWS = 80
-"""The heat maps show the first so many defense settings; tables and `summary.csv` have all."""
-_LABEL_CHARACTERS = 40
-_CELLS_BESIDE = 9
-"""Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
+_PANELS_BESIDE = 3
 
 
 def tradeoff_figure(
@@ -49,7 +43,7 @@ def tradeoff_figure(
 
     None where no cell of the setup has both numbers.
     """
-    choices = tradeoff_choices(summaries, worst, setup)
+    choices = _choices(summaries, worst, setup)
     if not choices:
         return None
     styles = style_of(summary.defense for summary in summaries)
@@ -64,13 +58,12 @@ def tradeoff_figure(
     figure.update_layout(
         **layout(560, updatemenus=[menu(list(choices), owners)], margin={"t": 80, "b": 60}),
         xaxis={"title": ASR_TITLE, "range": SHARE_RANGE, "tickformat": ".1f"},
-        yaxis={"title": CACC_TITLE, "range": cacc_range_of(choices)},
+        yaxis={"title": CACC_TITLE, "range": _cacc_range(choices)},
     )
     return figure
 
 
-def cacc_range_of(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
-    """The CACC axis that all panels or choices share."""
+def _cacc_range(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
     return cacc_range(
         [
             value
@@ -82,10 +75,9 @@ def cacc_range_of(choices: Mapping[str, Sequence[Point]]) -> tuple[float, float]
     )
 
 
-def tradeoff_choices(
+def _choices(
     summaries: Sequence[Summary], worst: Sequence[WorstCase], setup: tuple[str, str]
 ) -> dict[str, list[Point]]:
-    """The points of the worst case and of each attack cell, by title; those without any are left out."""
     cells = dict.fromkeys(s.cell for s in summaries if s.setup == setup)
     choices = {WORST_CASE: worst_points(worst, setup)}
     choices |= {f"Against {cell}": cell_points(summaries, setup, cell) for cell in cells}
@@ -160,76 +152,101 @@ def _ring_trace(points: Sequence[Point]) -> go.Scatter:
     )
 
 
-def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure | None:
-    """ASR and CACC drop for each attack cell (across) and defense setting (down).
+def require_matplotlib() -> None:
+    """Raises DependencyError where no static picture can be drawn; to be asked before anything is written."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
+        ) from error
 
-    None where the setup has no number at all.
+
+def static_tradeoff(
+    found: Sequence[Summary],
+    worst: Sequence[WorstCase],
+    setup: tuple[str, str],
+    *,
+    by_attack: bool = False,
+) -> str:
+    """The trade-off of one setup as the text of an SVG picture, for a README or a paper.
+
+    One panel: the worst case over attacks. With `by_attack` a panel for each attack cell, on common axes: for sweeps
+    whose defenses do not all meet the same attacks. Raises DependencyError without matplotlib (the `notebook`
+    extra), DataError where there is no point.
     """
-    mine = [summary for summary in summaries if summary.setup == setup]
-    cells = list(dict.fromkeys(summary.cell for summary in mine))
-    settings = list(dict.fromkeys(summary.setting for summary in mine))[:MOST_ROWS]
-    panels = [("Attack success rate", "asr"), ("CACC drop", "cacc_drop")]
-    if all(summary.of(metric).mean is None for summary in mine for _, metric in panels):
-        return None
-    beside = len(cells) <= _CELLS_BESIDE
-    rows = [wrapped(setting, _LABEL_CHARACTERS) for setting in settings]
-    line = max(28, 14 + 16 * max(row.count("<br>") + 1 for row in rows))
-    height = 260 + line * len(settings) * (1 if beside else 2)
-    figure = make_subplots(
-        **({"cols": 2, "rows": 1} if beside else {"cols": 1, "rows": 2}),
-        subplot_titles=[title for title, _ in panels],
-        shared_yaxes=beside,
-        shared_xaxes=not beside,
-        horizontal_spacing=0.03,
-        vertical_spacing=0 if beside else 50 / height,
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    choices = _choices(found, worst, setup)
+    panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}
+    if by_attack:
+        panels = choices
+    if not any(panels.values()):
+        raise DataError(f"no defense setting of {' with '.join(setup)} has both ASR and CACC")
+    columns = min(len(panels), _PANELS_BESIDE)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 + 3.0 * columns, 1.2 + 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    styles = style_of(summary.defense for summary in found)
+    for axes, (name, points) in zip(grid.flat, panels.items(), strict=False):
+        _panel(axes, name, points, styles)
+    for place, axes in enumerate(grid.flat[len(panels) :], start=len(panels)):
+        axes.set_axis_off()
+        grid.flat[place - columns].tick_params(labelbottom=True)
+    grid.flat[0].set(xlim=SHARE_RANGE, ylim=_cacc_range(panels))
+    figure.supxlabel(ASR_TITLE, fontsize=10)
+    figure.supylabel(CACC_TITLE, fontsize=10)
+    known: dict[str, Any] = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(
+        known.values(), known.keys(), loc="outside right upper", fontsize=9, frameon=False
     )
-    for place, (title, metric) in enumerate(panels, start=1):
-        trace = _heat_map(mine, cells, settings, metric, title)
-        trace.update(x=[wrapped(cell, _LABEL_CHARACTERS) for cell in cells], y=rows)
-        figure.add_trace(trace, row=1 if beside else place, col=place if beside else 1)
-    margin = {"t": 50, "b": 20, "l": 20, "r": 20}
-    figure.update_layout(**layout(height, margin=margin, plot_bgcolor="#E4E4E4"))
-    figure.update_xaxes(tickangle=-40, automargin=True, type="category", showgrid=False)
-    figure.update_yaxes(autorange="reversed", automargin=True, type="category", showgrid=False)
-    return figure
+    sink = io.StringIO()
+    with rc_context({"svg.hashsalt": "backdoor-sweeps"}):  # equal data, equal file
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    return sink.getvalue()
 
 
-def _heat_map(
-    mine: Iterable[Summary],
-    cells: Sequence[str],
-    settings: Sequence[str],
-    metric: str,
-    title: str,
-) -> go.Heatmap:
-    found = {(summary.setting, summary.cell): summary.of(metric) for summary in mine}
-    grid = [[found.get((setting, cell), Estimate()) for cell in cells] for setting in settings]
-    means = [abs(e.mean) for row in grid for e in row if e.mean is not None]
-    reach = max([*means, 0.05])
-    colours: dict[str, Any] = (
-        {"colorscale": "Cividis", "zmin": 0, "zmax": 1}
-        if metric == "asr"
-        else {"colorscale": "RdBu", "reversescale": True, "zmin": -reach, "zmax": reach}
+def _panel(
+    axes: Any, name: str, points: Sequence[Point], styles: Mapping[str, tuple[str, int]]
+) -> None:
+    """One plane with its points and their front, on matplotlib's axes."""
+    for defense, ranked in dict.fromkeys((point.defense, point.ranked) for point in points):
+        mine = [p for p in points if (p.defense, p.ranked) == (defense, ranked)]
+        _draw(axes, mine, styles[defense])
+    front = pareto_front(points)
+    axes.step(
+        [point.asr.mean or 0.0 for point in front],
+        [point.cacc.mean or 0.0 for point in front],
+        where="post",
+        color="#333333",
+        linestyle="--",
+        linewidth=1,
+        label="Pareto front",
     )
-    return go.Heatmap(
-        z=[[estimate.mean for estimate in row] for row in grid],
-        text=[["" if e.mean is None else _two_decimals(e.mean) for e in row] for row in grid],
-        texttemplate="%{text}",
-        textfont={"size": 11},
-        hovertext=[
-            [
-                hover({"": setting, "Attack cell": cell, title: with_interval(estimate)})
-                for cell, estimate in zip(cells, row, strict=True)
-            ]
-            for setting, row in zip(settings, grid, strict=True)
-        ],
-        hoverinfo="text",
-        xgap=1,
-        ygap=1,
-        showscale=False,
-        **colours,
+    axes.set_title(name.replace("$", r"\$"), fontsize=10)
+    axes.grid(alpha=0.3)
+
+
+def _draw(axes: Any, points: Sequence[Point], style: tuple[str, int]) -> None:
+    """Points of one defense on matplotlib's axes, hollow where they are not ranked."""
+    x, y = [point.asr for point in points], [point.cacc for point in points]
+    across, along = error_bars(x), error_bars(y)
+    name = points[0].defense if points[0].defense != TWIN else UNDEFENDED
+    name = name.replace("$", r"\$")  # not the start of a formula
+    axes.errorbar(
+        [estimate.mean or 0.0 for estimate in x],
+        [estimate.mean or 0.0 for estimate in y],
+        xerr=[across["arrayminus"], across["array"]],
+        yerr=[along["arrayminus"], along["array"]],
+        fmt=MATPLOTLIB_SYMBOLS[style[1]],
+        color=style[0],
+        markerfacecolor=style[0] if points[0].ranked else "none",
+        linewidth=0.8,
+        capsize=2,
+        label=name if points[0].ranked else f"{name} (not ranked)",
     )
-
-
-def _two_decimals(value: float) -> str:
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text

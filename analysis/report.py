@@ -25,7 +25,7 @@ from analysis.facts import (
     title,
 )
 from analysis.leaderboard import BUDGET, MIN_SEEDS
-from analysis.pictures import static_tradeoff
+from analysis.plots import static_tradeoff
 from analysis.ranks import METRIC, ranks
 from analysis.sections import Contents, section
 from analysis.summaries import summaries

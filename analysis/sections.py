@@ -19,10 +19,11 @@ from analysis.examples import Drilled, TrialExamples, drilled
 from analysis.exports import cell_table, worst_table
 from analysis.gaps import TuningGap, gap_table, tuning_gaps
 from analysis.groups import groups
+from analysis.heat import MOST_ROWS, heat_maps
 from analysis.history import MOST_STUDIES, histories, history_figure
 from analysis.leaderboard import Board, leaderboard
 from analysis.parallel import MOST_LINES, parallel_figure
-from analysis.plots import MOST_ROWS, heat_maps, tradeoff_figure
+from analysis.plots import tradeoff_figure
 from analysis.ranks import ranks
 from analysis.resistance import resistance_points, resistance_table
 from analysis.responses import (

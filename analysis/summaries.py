@@ -6,11 +6,12 @@ One `Summary` is one cell x defense setting with its seeds. The clean twin (atta
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from scipy.special import stdtrit
 
 from analysis.columns import (
@@ -19,15 +20,16 @@ from analysis.columns import (
     Swept,
     attack_label,
     attack_of,
-    axes_of,
     cell_label,
-    rate_of,
     setting_label,
     settings_of,
     setup_labels,
     swept,
 )
+from analysis.grouping import Group, Grouping, grouped
+from analysis.scan import Scan
 from analysis.table import ResultTable
+from analysis.totals import Totals, totals_of
 from backdoor_core.record import wilson
 
 METRICS = (
@@ -36,6 +38,8 @@ METRICS = (
 )  # fmt: skip
 REFERENCES = ("victim_cacc", "victim_asr", "twin_cacc", "twin_asr")
 _SIGNED = frozenset({"asrd", "cacc_drop"})
+_MEANS = (*METRICS, *REFERENCES, "fit_s")
+_OWN_INTERVALS = ("cacc_low", "cacc_high", "asr_low", "asr_high", "n_clean", "n_triggered")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,88 +133,119 @@ def summaries(results: ResultTable) -> tuple[Summary, ...]:
     """One summary for each cell x defense setting, sorted by task, PLM, cell and setting.
 
     Trials that failed or were skipped are counted in theirs, so a cell in which every trial failed stands
-    there too, without numbers.
+    there too, without numbers. Reads only the columns that summaries are made of, a block of rows at a time.
     """
-    rows = sorted(results.rows(), key=lambda row: (row["finished_at"] or 0.0, row["key"]))
-    names = swept(rows)
-    searched = _searched(rows)
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        setup, cell, setting = axes_of(row)
-        found = _search_of(row) in searched
-        if found:
-            setting = (setting[0], None, *setting[2:])
-        groups[(setup, cell, setting, found)].append(row)
-    ordered = sorted(groups.items(), key=lambda item: _reading_order(item[0]))
-    labels = {kind: Labels() for kind in ("task", "plm", "attack", "cell", "setting")}
-    return tuple(_summary(identity, group, names, labels) for identity, group in ordered)
-
-
-def _search_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    setup, _, setting = axes_of(row)
-    return setup, setting[0], setting[2], setting[3]
-
-
-def _searched(rows: Iterable[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
-    """The searches (setup, defense, tuning mode, trials) that left one row for each cell and seed.
-
-    There the settings are what the search found, which may differ from cell to cell and seed to seed: they
-    are a result, and no part of what is compared.
-    """
-    counts: Counter[tuple[Any, ...]] = Counter()
-    for row in rows:
-        if (row["tuning_mode"] or "default") != "default":
-            counts[(_search_of(row), axes_of(row)[1], row["seed"])] += 1
-    several = {search for (search, _, _), count in counts.items() if count > 1}
-    return {search for search, _, _ in counts} - several
-
-
-def _reading_order(identity: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Sorts setups and methods by name, `none` first, and numbers within settings as numbers."""
-    setup, (attack, attack_settings, rate, adaptive), (defense, settings, *tuning), _ = identity
-    bare = attack_of({"attack": attack, "attack_settings": attack_settings, "adaptive": adaptive})
-    values = tuple(
-        (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-        for _, value in sorted(settings_of(settings).items())
-    )
-    return (
-        tuple(str(part) for part in setup),
-        (attack != TWIN, *bare, rate or 0.0),
-        (defense != TWIN, defense, values, str(tuning)),
+    grouping = grouped(results)
+    names = swept(grouping.examples)
+    totals = totals_of(results.scan, grouping.of, len(grouping.groups), _MEANS)
+    estimates = _estimates(results.scan, grouping, totals)
+    flags, fits = totals.flags, totals.mean("fit_s")
+    words = _Words(names)
+    return tuple(
+        _summary(group, words, estimates=estimates[i], flags=flags.get(i, {}), fit_s=fits[i])
+        for i, group in enumerate(grouping.groups)
     )
 
 
-def _summary(
-    identity: tuple[Any, ...],
-    group: Sequence[Mapping[str, Any]],
-    names: Swept,
-    labels: Mapping[str, Labels],
-) -> Summary:
-    (task, task_settings, *plm), cell, setting, found = identity
-    last = group[-1]
-    ok = {row["seed"]: row for row in group if row["status"] == "ok"}
-    rows = [ok[seed] for seed in sorted(ok)]
-    statuses = Counter(row["status"] for row in group)
-    task_text, plm_text = setup_labels(last, names)
-    fits = [row["fit_s"] for row in rows if row["fit_s"] is not None]
+class _Words:
+    """The labels of one set of summaries; each distinct part of an identity is worded once."""
+
+    def __init__(self, names: Swept) -> None:
+        self._names = names
+        self._labels = {kind: Labels() for kind in ("task", "plm", "attack", "cell", "setting")}
+        self._known: dict[Any, Any] = {}
+
+    def setup(self, group: Group) -> tuple[str, str]:
+        """Task and PLM."""
+        key = ("setup", group.setup, bool(group.last["synthetic"]))
+        if key not in self._known:
+            (task, task_settings, *plm), texts = group.setup, setup_labels(group.last, self._names)
+            self._known[key] = (
+                self._labels["task"].of((task, task_settings), texts[0]),
+                self._labels["plm"].of(tuple(plm), texts[1]),
+            )
+        found: tuple[str, str] = self._known[key]
+        return found
+
+    def cell(self, group: Group) -> tuple[str, str]:
+        """The attack's setting, and the cell."""
+        key = ("cell", group.cell)
+        if key not in self._known:
+            attack = attack_of(group.last), attack_label(group.last, self._names)
+            cell = cell_label(group.last, self._names)
+            self._known[key] = (
+                self._labels["attack"].of(*attack),
+                self._labels["cell"].of(group.cell, cell),
+            )
+        found: tuple[str, str] = self._known[key]
+        return found
+
+    def setting(self, group: Group) -> tuple[str, Mapping[str, Any]]:
+        """The defense's setting, and its settings."""
+        key = ("setting", group.setting, group.found)
+        if key not in self._known:
+            text = setting_label(group.last, self._names, found=group.found)
+            self._known[key] = (
+                self._labels["setting"].of(group.setting, text),
+                {} if group.found else settings_of(group.last["defense_settings"]),
+            )
+        label, settings = self._known[key]
+        return label, dict(settings)
+
+
+def _summary(group: Group, words: _Words, **numbers: Any) -> Summary:
+    last = group.last
+    task, plm = words.setup(group)
+    attack_setting, cell = words.cell(group)
+    setting, settings = words.setting(group)
     return Summary(
-        task=labels["task"].of((task, task_settings), task_text),
-        plm=labels["plm"].of(tuple(plm), plm_text),
+        task=task,
+        plm=plm,
         attack=last["attack"],
-        attack_setting=labels["attack"].of(attack_of(last), attack_label(last, names)),
-        cell=labels["cell"].of(cell, cell_label(last, names)),
-        poison_rate=rate_of(last),
+        attack_setting=attack_setting,
+        cell=cell,
+        poison_rate=group.cell[2],
         adaptive=bool(last["adaptive"]),
         defense=last["defense"],
-        setting=labels["setting"].of(setting, setting_label(last, names, found=found)),
-        settings={} if found else settings_of(last["defense_settings"]),
+        setting=setting,
+        settings=settings,
         tuning_mode=last["tuning_mode"] or "default",
-        synthetic=any(row["synthetic"] for row in group),
-        seeds=tuple(sorted(ok)),
-        estimates={metric: estimate(metric, rows) for metric in (*METRICS, *REFERENCES)},
-        flags=dict(sorted(Counter(flag for row in rows for flag in row["flags"] or ()).items())),
-        failed=statuses["failed"],
-        skipped=statuses["skipped"],
-        superseded=statuses["ok"] - len(ok),
-        fit_s=math.fsum(fits) / len(fits) if fits else None,
+        synthetic=group.synthetic,
+        seeds=group.seeds,
+        failed=group.failed,
+        skipped=group.skipped,
+        superseded=group.superseded,
+        **numbers,
     )
+
+
+def _estimates(scan: Scan, grouping: Grouping, totals: Totals) -> list[dict[str, Estimate]]:
+    """The estimates of each group, metric by name."""
+    found: list[dict[str, Estimate]] = [{} for _ in grouping.groups]
+    alone = _alone(scan, grouping, totals)
+    for metric in (*METRICS, *REFERENCES):
+        n, mean, low, high = totals.intervals(metric, floor=-1.0 if metric in _SIGNED else 0.0)
+        for i, (count, *numbers) in enumerate(zip(n, mean, low, high, strict=True)):
+            if count > 1:
+                found[i][metric] = Estimate(
+                    mean=numbers[0], low=numbers[1], high=numbers[2], n=count
+                )
+            else:
+                found[i][metric] = estimate(metric, alone[i, metric]) if count else NOTHING
+    return found
+
+
+def _alone(
+    scan: Scan, grouping: Grouping, totals: Totals
+) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """The rows of the groups in which only one seed has a metric: its interval is the row's own."""
+    lone = {metric: totals.counts(metric) == 1 for metric in (*METRICS, *REFERENCES)}
+    groups = np.append(np.logical_or.reduce(list(lone.values())), False)
+    rows = np.flatnonzero(groups[grouping.of])
+    found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    table = scan.take(rows, (*METRICS, *REFERENCES, *_OWN_INTERVALS)).to_pylist()
+    for group, row in zip(grouping.of[rows].tolist(), table, strict=True):
+        for metric, among in lone.items():
+            if among[group]:
+                found[group, metric].append(row)
+    return found

@@ -9,14 +9,16 @@ published in one step, so a kill at any moment leaves whole files only; one that
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from backdoor_core.errors import DataError, StorageError
+from backdoor_core.open_table import OpenTable
 from backdoor_core.record import (
     METRICS_SCHEMA,
     SCHEMA,
@@ -31,6 +33,13 @@ from backdoor_core.store import Folder
 COMPACT_FILES = 64
 READ_TRIES = 10
 """How often a reader starts anew where a compaction elsewhere takes files away while it reads."""
+_WORD_BYTES = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio, odd: its powers spread the words of a key over 64 bits."""
+_TABLE_BITS = 22
+_STEP_ROWS = 2**18
+T = TypeVar("T")
+Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 class Ledger:
@@ -102,23 +111,37 @@ class Ledger:
             for name in names:
                 folder.remove(name)
 
-    def _concatenated(self, folder: Folder, schema: pa.Schema) -> pa.Table:
-        for _ in range(READ_TRIES):
-            tables = self._read(folder, schema)
-            if tables is not None:
-                break
-        else:
-            raise StorageError(f"{folder.url}: files vanish while they are read; try again")
-        if not tables:
-            return schema.empty_table()
-        return distinct(pa.concat_tables(tables))
+    def opened(self, folder: Folder) -> list[OpenTable]:
+        """The files of `rows` or `metrics`, open, for who reads only some columns; damaged ones are set aside."""
+        return self._each(folder, lambda name: OpenTable(folder, name))
 
-    def _read(self, folder: Folder, schema: pa.Schema) -> list[pa.Table] | None:
-        """All files' rows; None where one vanished: a compaction elsewhere moved its rows to a new file."""
-        tables = []
+    def _concatenated(self, folder: Folder, schema: pa.Schema) -> pa.Table:
+        def read(name: str) -> pa.Table:
+            table = folder.read_table(name)
+            try:
+                return conformed(table, schema)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise DataError(
+                    f"{folder.url}/{name} is no ledger of this project: {error}"
+                ) from error
+
+        tables = self._each(folder, read)
+        return distinct(pa.concat_tables(tables)) if tables else schema.empty_table()
+
+    def _each(self, folder: Folder, read: Callable[[str], T]) -> list[T]:
+        """What `read` makes of each file. Files that vanish are no matter: it starts anew."""
+        for _ in range(READ_TRIES):
+            found = self._tried(folder, read)
+            if found is not None:
+                return found
+        raise StorageError(f"{folder.url}: files vanish while they are read; try again")
+
+    def _tried(self, folder: Folder, read: Callable[[str], T]) -> list[T] | None:
+        """None where a file vanished: a compaction elsewhere moved its rows to a new file."""
+        found = []
         for name in folder.names(".parquet"):
             try:
-                table = folder.read_table(name)
+                found.append(read(name))
             except StorageError as error:
                 if not folder.exists(name):
                     return None
@@ -127,14 +150,7 @@ class Ledger:
                     f"{folder.url}/{name} is damaged and was set aside as {aside}; "
                     f"its trials run again ({error.__cause__})"
                 )
-                continue
-            try:
-                tables.append(conformed(table, schema))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise DataError(
-                    f"{folder.url}/{name} is no ledger of this project: {error}"
-                ) from error
-        return tables
+        return found
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -161,24 +177,93 @@ def distinct(table: pa.Table) -> pa.Table:
     if table.num_rows == 0:
         return table
     keys = next(keys for column, keys in _IDENTITIES.items() if column in table.column_names)
-    numbered = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
-    firsts = numbered.group_by(keys).aggregate([("__row", "min")])
-    return table.take(_sorted(firsts["__row_min"]))
-
-
-def _sorted(numbers: pa.ChunkedArray) -> pa.Array:
-    whole = numbers.combine_chunks()
-    return whole.take(pc.array_sort_indices(whole))
+    if len(repeated(numbered(table[keys[0] if keys[0] == "study" else "key"]))) == 0:
+        return table
+    firsts = _with_places(table.select(keys)).group_by(keys).aggregate([("__row", "min")])
+    return table.take(np.sort(firsts["__row_min"].to_numpy()))
 
 
 def latest(table: pa.Table) -> pa.Table:
     """One row a key: that of its highest attempt."""
-    if table.num_rows == 0:
+    known = pc.and_(table["key"].is_valid(), table["attempt"].is_valid())
+    table = table.filter(known)
+    several = np.zeros(table.num_rows, bool)
+    several[repeated(numbered(table["key"]))] = True
+    if not several.any():
         return table
-    highest = table.group_by("key").aggregate([("attempt", "max")])
-    wanted = pa.table({"key": highest["key"], "attempt": highest["attempt_max"]})
-    numbered = table.select(["key", "attempt"]).append_column(
-        "__row", pa.array(range(table.num_rows), pa.int64())
+    kept = ~several
+    some = table.select(["key", "attempt"]).filter(pa.array(several))
+    kept[np.flatnonzero(several)[last_attempts(some)]] = True
+    return table.filter(pa.array(kept))
+
+
+def last_attempts(table: pa.Table) -> Numbers:
+    """The places of the rows with the highest attempt of each key; of several such rows the first one's."""
+    rows = _with_places(table.select(["key", "attempt"]))
+    highest = rows.group_by("key").aggregate([("attempt", "max")])
+    joined = rows.join(highest, "key", join_type="inner")
+    last = joined.filter(pc.equal(joined["attempt"], joined["attempt_max"]))
+    firsts = last.group_by("key").aggregate([("__row", "min")])
+    places: Numbers = np.sort(firsts["__row_min"].to_numpy())
+    return places
+
+
+def repeated(numbers: Numbers) -> Numbers:
+    """The places, ascending, of the integers that stand more than once."""
+    ordered = np.sort(numbers)
+    again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(again) == 0:
+        return np.empty(0, np.int64)
+    # A table of bits says for most numbers that they stand once; the few others are looked up.
+    perhaps = np.zeros(2**_TABLE_BITS, bool)
+    perhaps[_spread(again)] = True
+    steps = range(0, len(numbers), _STEP_ROWS)
+    near = np.concatenate(
+        [np.flatnonzero(perhaps[_spread(numbers[i : i + _STEP_ROWS])]) + i for i in steps]
     )
-    rows = numbered.join(wanted, keys=["key", "attempt"], join_type="inner")["__row"]
-    return table.take(_sorted(rows))
+    found = np.minimum(np.searchsorted(again, numbers[near]), len(again) - 1)
+    places: Numbers = near[again[found] == numbers[near]]
+    return places
+
+
+def _spread(numbers: Numbers) -> Numbers:
+    mixed = numbers.astype(np.uint64) * np.uint64(_GOLDEN)
+    places: Numbers = (mixed >> np.uint64(64 - _TABLE_BITS)).view(np.int64)
+    return places
+
+
+def numbered(keys: pa.ChunkedArray) -> Numbers:
+    """A 64-bit number for each key: equal for equal keys, and nearly always another for another key.
+
+    With it the few keys that stand more than once are found among millions without comparing texts.
+    """
+    found = [np.empty(0, np.uint64)]
+    for chunk in keys.chunks:
+        bytes_of_each = pc.binary_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
+        widths = np.unique(bytes_of_each)
+        numbers = np.zeros(len(chunk), np.uint64)
+        for width in widths[widths > 0].tolist():
+            if len(widths) == 1:
+                numbers = _hashed(chunk, width)
+            else:
+                places = np.flatnonzero(bytes_of_each == width)
+                numbers[places] = _hashed(chunk.take(places), width)
+        found.append(numbers)
+    return np.concatenate(found)
+
+
+def _hashed(keys: pa.Array, width: int) -> Numbers:
+    """The number of each of some texts that all have `width` bytes."""
+    _, places, texts = keys.buffers()
+    first = int(np.frombuffer(places, np.int32)[keys.offset])
+    letters = np.frombuffer(texts, np.uint8, len(keys) * width, first).reshape(len(keys), width)
+    if width % _WORD_BYTES:
+        letters = np.pad(letters, ((0, 0), (0, -width % _WORD_BYTES)))
+    words = letters.view(np.uint64)
+    powers = [pow(_GOLDEN, i + 1, 2**64) for i in range(words.shape[1])]
+    numbers: Numbers = words @ np.array(powers, np.uint64)
+    return numbers
+
+
+def _with_places(table: pa.Table) -> pa.Table:
+    return table.append_column("__row", pa.array(np.arange(table.num_rows)))

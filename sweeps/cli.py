@@ -310,7 +310,7 @@ def report(
     """
     import analysis
     from analysis import report as reports
-    from analysis.pictures import require_matplotlib
+    from analysis.plots import require_matplotlib
 
     if by_attack and svg is None:
         raise click.UsageError("--by-attack goes with --svg FILE")

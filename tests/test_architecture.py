@@ -34,6 +34,7 @@ ORDER = (
     "method",
     "record",
     "store",
+    "open_table",
     "ledger",
     "task",
     "hub_task",
@@ -62,7 +63,7 @@ ORDER = (
 )
 # What method files build on, but the family's own base class: everything above `catalog`.
 BELOW_METHODS = frozenset(ORDER[: ORDER.index("catalog")])
-ANALYSIS_READS = frozenset({"errors", "spec", "record", "store", "ledger"})
+ANALYSIS_READS = frozenset({"errors", "spec", "record", "store", "open_table", "ledger"})
 HEAVY = frozenset({"torch", "transformers", "datasets", "sentence_transformers", "ray"})
 FORBIDDEN_STEMS = frozenset({"utils", "util", "common", "helpers", "helper", "base", "misc"})
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"})

@@ -119,20 +119,12 @@ def test_the_search_is_shared_out_among_the_trials(tmp_path: Path, record, write
 def test_two_searches_of_one_mode_are_told_apart_by_their_text(
     tmp_path: Path, record, write
 ) -> None:
-    import pyarrow as pa
-
     tuned = {"tuning_mode": "pseudo"}
-    out = write(
-        tmp_path,
-        [_timed(record, "onion", tuning_trials=trials, **tuned) for trials in (10, 20)],
-    )
-    results = analysis.load(out)
-    table = results.table
-    if "tuning" in table.column_names:
-        table = table.drop_columns(["tuning"])
-    texts = [{10: "a", 20: "b"}[n] for n in table["tuning_trials"].to_pylist()]
-    table = table.append_column("tuning", pa.array(texts, pa.string()))
-    results = type(results)(table=table, all_metrics=results.all_metrics)
+    rows = [
+        _timed(record, "onion", tuning_trials=trials, tuning=text, **tuned)
+        for trials, text in ((10, "a"), (20, "b"))
+    ]
+    results = analysis.load(write(tmp_path, rows))
     tuning = [_searched(100.0), _searched(7.0, tuning="b", study="t")]
     assert sorted(cost.search_s or 0.0 for cost in costs(results, tuning)) == [7.0, 100.0]
 

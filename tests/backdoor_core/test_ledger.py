@@ -6,12 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from backdoor_core.errors import StorageError
-from backdoor_core.ledger import COMPACT_FILES, Ledger, conformed, distinct, latest
+from backdoor_core.ledger import (
+    COMPACT_FILES,
+    Ledger,
+    conformed,
+    distinct,
+    latest,
+    numbered,
+    repeated,
+)
 from backdoor_core.record import (
     METRICS_SCHEMA,
     SCHEMA,
@@ -237,3 +246,55 @@ def test_metrics_stand_before_their_rows(tmp_path: Path, monkeypatch: pytest.Mon
     assert again.metrics_rows().num_rows == 0
     again.append([record("k")], {"k": [metric("cacc", 0.1)]})
     assert again.metrics_rows().num_rows == 1
+
+
+def attempts_of(table: pa.Table) -> list[tuple[str, int, float]]:
+    return [(row["key"], row["attempt"], row["cacc"]) for row in table.to_pylist()]
+
+
+def many_attempts() -> tuple[pa.Table, list[tuple[str, int, float]]]:
+    """Rows of keys of many lengths in several chunks, and by a plain loop the first of each highest attempt."""
+    rows = [
+        (f"{i % 300:0{(8, 64, 5, 1)[i % 4]}}", 1 + (i * 7919) % 3, float(i)) for i in range(1000)
+    ]
+    best: dict[str, tuple[str, int, float]] = {}
+    for row in rows:
+        if row[0] not in best or row[1] > best[row[0]][1]:
+            best[row[0]] = row
+    chunks = [
+        table_of(record(key, attempt, cacc=cacc) for key, attempt, cacc in rows[i : i + 130])
+        for i in range(0, len(rows), 130)
+    ]
+    return pa.concat_tables(chunks), sorted(best.values(), key=lambda row: row[2])
+
+
+def test_the_latest_of_keys_of_any_length_in_any_order() -> None:
+    table, wanted = many_attempts()
+    assert attempts_of(latest(distinct(table))) == wanted
+    assert attempts_of(latest(table.slice(17).combine_chunks().slice(3))) == attempts_of(
+        latest(pa.Table.from_pylist(table.slice(20).to_pylist(), schema=SCHEMA))
+    )
+
+
+def test_keys_whose_numbers_agree_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, wanted = many_attempts()
+    monkeypatch.setattr(
+        "backdoor_core.ledger.numbered", lambda keys: np.zeros(len(keys), np.uint64)
+    )
+    assert attempts_of(latest(distinct(table))) == wanted
+
+
+def test_equal_keys_have_equal_numbers_wherever_they_stand() -> None:
+    texts = ["a" * 64, "", "b" * 8, "ü" * 32, "a" * 64, "b" * 8, "ü" * 32, "", "xyz"]
+    alone = [numbered(pa.chunked_array([[text]])).item() for text in texts]
+    whole = pa.chunked_array([pa.array(["x", *texts]).slice(1)])
+    assert numbered(whole).tolist() == alone
+    assert len(set(alone)) == len(set(texts))
+
+
+def test_repeated_numbers_are_all_found() -> None:
+    rng = np.random.default_rng(0)
+    for numbers in (rng.integers(0, 10**6, 10**5), np.arange(5), np.array([], np.int64)):
+        values, counts = np.unique(numbers, return_counts=True)
+        wanted = np.flatnonzero(np.isin(numbers, values[counts > 1]))
+        assert repeated(numbers).tolist() == wanted.tolist()
