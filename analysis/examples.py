@@ -139,8 +139,15 @@ def chosen_rows(results: ResultTable, most: int = MOST_TRIALS) -> list[dict[str,
     longest = max((len(turn) for turn in turns), default=0)
     taken = [turn[n] for n in range(longest) for turn in turns if n < len(turn)][:most]
     kept = {id(group) for group in taken}
-    ordered = [g for same in by_defense.values() for g in same if id(g) in kept]
-    return [dict(group.rows[min(group.rows)]) for group in ordered]
+    keys = [
+        group.rows[min(group.rows)]["key"]
+        for same in by_defense.values()
+        for group in same
+        if id(group) in kept
+    ]
+    # A group's rows have the columns of numbers alone.
+    whole = {row["key"]: row for row in results.where(key=keys).rows()}
+    return [whole[key] for key in keys]
 
 
 def _by_setting(same: Sequence[Group]) -> list[Group]:
