@@ -254,7 +254,8 @@ def _label_texts(diagram: _Diagram) -> list[tuple[float, float, str, str]]:
 
 def _styles(ranking: Ranking, defenses: Mapping[str, str] | None) -> dict[str, tuple[str, int]]:
     names = {method: (defenses or {}).get(method, method) for method in ranking.methods}
-    styles = style_of(names.values())
+    # In the order of the sweep, as in all other figures, not in that of the ranks.
+    styles = style_of([*(defenses or {}).values(), *names.values()])
     return {method: styles[name] for method, name in names.items()}
 
 

@@ -102,7 +102,7 @@ def history_figure(found: Sequence[History]) -> go.Figure | None:
     if not found:
         return None
     modes = list(dict.fromkeys(one.mode for one in found))
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     owners: list[str] = []
     for mode in modes:
         drawn = [one for one in found if one.mode == mode][:MOST_STUDIES]
@@ -122,7 +122,7 @@ def history_figure(found: Sequence[History]) -> go.Figure | None:
     if last <= _SINGLE_TICKS:
         figure.update_xaxes(dtick=1)
     figure.update_xaxes(
-        title="Number of the tried setting", range=(-0.04 * last - 0.3, 1.04 * last + 0.3)
+        title="Tried setting, by number", range=(-0.04 * last - 0.3, 1.04 * last + 0.3)
     )
     figure.update_yaxes(title=_GOALS[goals[modes[0]]], range=SHARE_RANGE, row=1, col=1)
     figure.update_yaxes(title=_DROP, row=1, col=2)

@@ -7,6 +7,7 @@ data sets, here of defense settings over attack cells and seeds. Rank 1 is the b
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,8 @@ def ranking(
 
     Friedman 1937 (doi 10.1080/01621459.1937.10503522); Iman and Davenport 1980 (doi 10.1080/03610928008827904):
     F = (N - 1) chi2 / (N (k - 1) - chi2) with k - 1 and (k - 1)(N - 1) degrees of freedom. Where all blocks
-    agree exactly F is infinite and p is the chance of that, k!^(1 - N). Raises as `rank_methods` does.
+    agree exactly F is infinite and p is the chance of that, k!^(1 - N) (fewer where methods tie); F's own p, which
+    is an approximation, is never taken below it. Raises as `rank_methods` does.
     """
     count = len(methods)
     if blocks < FEWEST_BLOCKS or count < FEWEST_METHODS:
@@ -139,7 +141,7 @@ def ranking(
         chi_square=chi_square,
         chi_square_p=float(stats.chi2.sf(chi_square, count - 1)),
         f=f,
-        p=_chance_of_agreement(count, blocks) if certain else float(stats.f.sf(f, *freedom)),
+        p=max(_chance_of_agreement(ranks, blocks), 0.0 if certain else stats.f.sf(f, *freedom)),
         critical_difference=critical_difference(count, blocks, alpha=alpha),
     )
 
@@ -180,6 +182,11 @@ def _kept_by_ties(ranks: npt.NDArray[np.float64]) -> float:
     return float(np.sum((ranks - (count + 1) / 2) ** 2) / largest)
 
 
-def _chance_of_agreement(methods: int, blocks: int) -> float:
-    """The chance that all blocks rank alike without an effect (Conover 1999, Practical Nonparametric Statistics)."""
-    return math.exp((1 - blocks) * math.lgamma(methods + 1))
+def _chance_of_agreement(ranks: Sequence[float], blocks: int) -> float:
+    """The chance that all blocks rank alike without an effect (Conover 1999, Practical Nonparametric Statistics).
+
+    `ranks` are those that all would share: methods that tie in each block can change places unseen.
+    """
+    ties = Counter(round(rank, 9) for rank in ranks).values()
+    orders = math.lgamma(len(ranks) + 1) - math.fsum(math.lgamma(count + 1) for count in ties)
+    return math.exp((1 - blocks) * orders)

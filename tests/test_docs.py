@@ -13,7 +13,7 @@ from backdoor_core.spec import TrialSpec
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 METHODS = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
-WITHOUT_A_PAPER = {"none", "fine_tune", "placebo", "checkpoint"}
+WITHOUT_A_PAPER = {"none", "fine_tune", "placebo", "checkpoint", "pseudo"}
 
 
 @pytest.mark.parametrize("family", ["attack", "defense"])

@@ -252,19 +252,25 @@ def tuned_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def tuned_only_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the tuned trials alone; tests only read it."""
+    return written(tmp_path_factory.mktemp("tuned-only"), tuned_records())
+
+
+@pytest.fixture(scope="session")
 def record() -> MakeRecord:
     """Makes one record."""
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blank() -> Callable[..., TrialRecord]:
     """Makes one record without numbers: `blank("failed", ...)`."""
     return without_numbers
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write() -> WriteLedger:
     """Writes records to an output folder."""
     return written

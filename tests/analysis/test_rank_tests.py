@@ -150,3 +150,19 @@ def test_what_cannot_be_ranked() -> None:
         critical_difference(3, 5, alpha=5)
     with pytest.raises(DataError, match="at least 2 methods"):
         critical_difference(1, 5)
+
+
+def test_agreement_of_all_blocks_counts_ties() -> None:
+    """6 methods of which 4 tie in each of 4 blocks: 30 different orders a block, so 30^-3; without ties 720^-3."""
+    tied = np.tile([0.0, 1.0, 5.0, 5.0, 5.0, 5.0], (4, 1))
+    names = list("abcdef")
+    assert rank_methods(tied, names, higher_is_better=False).p == pytest.approx(30.0**-3)
+    apart = np.tile(np.arange(6.0), (4, 1))
+    assert rank_methods(apart, names, higher_is_better=False).p == pytest.approx(720.0**-3)
+
+
+def test_the_approximation_is_never_below_what_permutations_allow() -> None:
+    scores = np.tile(np.arange(10.0), (6, 1))
+    scores[0, :2] = scores[0, 1::-1]
+    found = rank_methods(scores, list("abcdefghij"), higher_is_better=False)
+    assert found.p >= math.factorial(10) ** -5

@@ -36,15 +36,10 @@ def _histories(out: Path) -> list[Any]:
     return histories(tuning_rows(out), swept(analysis.load(out).rows()))
 
 
-def test_the_answer_tells_what_tuning_without_the_attack_gets(
-    tuned_out: Path, tmp_path: Path, write
-) -> None:
+def test_the_answer_tells_what_tuning_without_the_attack_gets(tuned_only_out: Path) -> None:
     # Made up so that a mode leaves a share of an ASR of 0.05 + 0.93 x reach: 0.5, 0.4, 0.3, and 0.1 for the oracle.
     # Reach is 0.85 and 1.0 at the rates both have, so the mean gap of clean-val is 0.93 x 0.925 x (0.5 - 0.1).
-    from tests.analysis.conftest import tuned_records, written
-
-    out = written(tmp_path, tuned_records())
-    text = " ".join(_tuning_answer(out))
+    text = " ".join(_tuning_answer(tuned_only_out))
     assert (
         "(clean-val): the lowest worst-case ASR within a CACC drop of 0.05 is 0.515, by fine_mixing"
         in text
