@@ -128,6 +128,16 @@ def test_every_figure_is_drawn(visit: Visit) -> None:
     assert empty == []
 
 
+def test_labels_beside_axes_are_shown(visit: Visit) -> None:
+    # Plotly hides an annotation that stands beyond the range of the axis that it is placed by.
+    texts = "div => [...div.querySelectorAll('.annotation-text')].map(text => text.textContent)"
+    labels = visit.page.query_selector("#ranks-0").evaluate(texts)
+    assert any(label.startswith("none (undefended)") for label in labels)
+    assert any(label.endswith("epur+fine_mixing") for label in labels)
+    titles = visit.page.query_selector("#parallel-0-1").evaluate(texts)
+    assert {"Attack cell", "learning_rate", "mixing_ratio", "ASR", "CACC drop"} <= set(titles)
+
+
 def test_nothing_is_wider_than_the_screen(visit: Visit) -> None:
     width = "[document.documentElement.scrollWidth, window.innerWidth]"
     try:
