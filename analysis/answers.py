@@ -152,6 +152,6 @@ def _weak_attacks(members: Sequence[Summary]) -> list[str]:
     return sentences
 
 
-def _listed(names: Sequence[str], most: int = 6) -> str:
+def _listed(names: Sequence[str], most: int = 3) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

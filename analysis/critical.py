@@ -90,7 +90,7 @@ def critical_difference_figure(
         figure.add_trace(_line([best, worst], [bar, bar], 5))
     for x, y in _scale(ranking):
         figure.add_trace(_line(x, y, 1.5))
-    texts = [*_scale_texts(ranking), *_label_texts(diagram)]
+    scale = _scale_texts(ranking)
     heading = "<br>".join(plain(line) for line in _heading(ranking, title))
     height = int(_PIXELS_A_LINE * (diagram.depth - _RULER + 1.5)) + 100
     room = {True: 20, False: 20}
@@ -108,7 +108,7 @@ def critical_difference_figure(
         showlegend=False,
         xaxis={"range": diagram.limits, "visible": False, "fixedrange": True},
         yaxis={"range": (diagram.depth, _RULER - 1.5), "visible": False, "fixedrange": True},
-        annotations=[_annotation(*text) for text in texts],
+        annotations=[*map(_annotation_of_scale, scale), *map(_annotation_of_label, diagram.labels)],
     )
     return figure
 
@@ -265,11 +265,21 @@ def _line(x: Sequence[float], y: Sequence[float], width: float) -> go.Scatter:
     )
 
 
-def _annotation(x: float, y: float, text: str, side: str) -> dict[str, Any]:
+def _annotation_of_scale(text: tuple[float, float, str, str]) -> dict[str, Any]:
+    x, y, words, side = text
+    return {"x": x, "xref": "x"} | _annotation(y, words, side)
+
+
+def _annotation_of_label(label: _Label) -> dict[str, Any]:
+    """A label beside the axes. Plotly hides what stands beyond an axis' range, so it is placed by the paper."""
+    side, shift = ("left", 6) if label.right else ("right", -6)
+    place = {"x": 1 if label.right else 0, "xref": "paper", "xshift": shift}
+    return place | _annotation(label.y, label.text, side)
+
+
+def _annotation(y: float, text: str, side: str) -> dict[str, Any]:
     return {
-        "x": x,
         "y": y,
-        "xref": "x",
         "yref": "y",
         "text": plain(text).replace("\n", "<br>"),
         "xanchor": side,

@@ -31,12 +31,14 @@ from analysis.looks import (
     number_axis,
     plain,
     style_of,
+    wrapped,
 )
 from analysis.summaries import Estimate, Summary
 from analysis.worst import WorstCase
 from backdoor_core.spec import canonical_json
 
 _LINES_AT_ONCE = 8
+_LEGEND_CHARACTERS = 36
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,9 @@ def setting_curves(
 ) -> list[SettingCurves]:
     """For each defense of the setup and each of its swept numeric settings: ASR and CACC, a line a cell.
 
-    Where other settings vary too, each combination of them is a line of its own: nothing is averaged. Many
-    lines are grouped by attack, behind the worst case over attacks.
+    Where other settings vary too, each combination of them is a line of its own: nothing is averaged, and one that
+    was measured at a single value is no line and left out. Many lines are grouped by attack, behind the worst
+    case over attacks.
     """
     found = []
     mine = [summary for summary in summaries if summary.setup == setup and summary.settings]
@@ -118,7 +121,7 @@ def _setting_choices(
         same = [member for member in members if member.attack_setting == attack]
         points = [(member, _point(member, float(member.settings[name]))) for member in same]
         choices[attack] = _setting_lines(points, others)
-    return choices
+    return {name: lines for name, lines in choices.items() if lines}
 
 
 def _point(summary: Summary, x: float) -> CurvePoint:
@@ -159,6 +162,7 @@ def _setting_lines(
             points=_by_x(marks),
         )
         for (cell, rest), marks in groups.items()
+        if len({mark.x for mark in marks}) > 1
     ]
 
 
@@ -231,14 +235,19 @@ def _figure(choices: Mapping[str, Sequence[Curve]], x_title: str) -> go.Figure |
             trace.visible = not owners or owners[0] == choice
             figure.add_trace(trace, row=1, col=column)
             owners.append(choice)
-    most = max(len(lines) for lines in choices.values())
+    most = max(sum(map(_legend_px, lines)) for lines in choices.values())
     several = {"updatemenus": [menu(list(choices), owners)]} if len(choices) > 1 else {}
     margin = {"t": 80 if several else 40, "b": 60}
-    figure.update_layout(**layout(max(400, 170 + 23 * most), margin=margin, **several))
+    figure.update_layout(**layout(max(400, 170 + most), margin=margin, **several))
     figure.update_xaxes(title=plain(x_title), **number_axis(point.x for point in points))
     figure.update_yaxes(title=ASR_SHORT, range=SHARE_RANGE, row=1, col=1)
     figure.update_yaxes(title=CACC_SHORT, range=cacc_range(ends), row=1, col=2)
     return figure
+
+
+def _legend_px(line: Curve) -> int:
+    """The height of a line's entry in the legend."""
+    return 8 + 15 * (1 + wrapped(line.name, _LEGEND_CHARACTERS).count("<br>"))
 
 
 def _traces(lines: Sequence[Curve]) -> list[tuple[int, go.Scatter]]:
@@ -268,7 +277,7 @@ def _trace(line: Curve, metric: str, style: tuple[str, int]) -> go.Scatter | Non
         y=[estimate.mean for _, estimate in known],
         error_y=error_bars([estimate for _, estimate in known]),
         mode="lines+markers",
-        name=plain(line.name),
+        name=wrapped(line.name, _LEGEND_CHARACTERS),
         legendgroup=plain(line.name),
         line={"color": colour, "width": 2, "dash": DASHES[line.dash % len(DASHES)]},
         marker={"color": colour, "size": 8, "symbol": SYMBOLS[symbol]},

@@ -43,8 +43,19 @@ PROTOCOL = (
     ),
     (
         "Splits",
-        "Train, clean (the defender's), tune and test share no text. No setting, threshold or target was "
-        "chosen on test; every number here is measured on test.",
+        "Train, clean (the defender's), tune and test share no text. Unless a figure or table says tune, its numbers "
+        "are measured on test. No search for settings saw test, nor did any rule that fixes a trigger's target.",
+    ),
+    (
+        "Tuning modes",
+        "How a setting was chosen. default: as the sweep file has it, whoever wrote it and whatever they had seen. "
+        "The others are searches on the tune split: clean-val knows clean rows alone and takes the strongest "
+        "setting within the limits on cost; pseudo tries settings on a victim that the defender makes with a "
+        "trigger of its own; transfer on the cells of all other attacks; oracle on the true trigger, which no "
+        "defender can: it is shown, never ranked, and its lead is what not knowing the attack costs. A tuned "
+        "row's setting was not chosen on test. But where the sweep file names many settings of a defense, whatever "
+        "is called best here was picked among them by its test numbers, which flatters it: settle on one by a "
+        "search, or confirm it with new seeds.",
     ),
     (
         "Intervals",
@@ -157,15 +168,18 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
     sweeps = sorted({row["sweep"] for row in rows if row["sweep"]})
     seeds = sorted({row["seed"] for row in rows})
     training = sorted({row["training_settings"] for row in rows if row["training_settings"]})
+    content = sorted({text for row in rows if (text := _task_content(row["spec"]))})
     return [
         ("Sweep", ", ".join(sweeps) or NONE),
         ("Seeds", ", ".join(str(seed) for seed in seeds) or NONE),
         ("Read from", ", ".join(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)),
         ("Training", "; ".join(training) or NONE),
+        *([("Content of the tasks", "; ".join(content))] if content else []),
         (
             "To run it again",
-            "sweeps run with the same sweep file into a new output folder. Into the same folder it only does what "
-            "is missing. The whole specification of each row is in the column spec of the ledger.",
+            "sweeps run FILE --out NEW_FOLDER, with the file of each sweep named above; then sweeps report NEW_FOLDER. "
+            "Into the same folder it only does what is missing. The whole specification of each row is in the "
+            "column spec of the ledger.",
         ),
         (
             "What to expect",
@@ -173,6 +187,16 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
             "about half a point of CACC and ASR.",
         ),
     ]
+
+
+def _task_content(text: str | None) -> str:
+    """The hashes of a task's files, where the spec of a row has any."""
+    try:
+        task = json.loads(text or "{}").get("task", {})
+        content = task.get("content") or {}
+        return ", ".join(f"{task.get('name')} {name} {value}" for name, value in content.items())
+    except (ValueError, AttributeError):
+        return ""
 
 
 def environments(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 WORST_CASE = "Worst case over attacks"
 UNDEFENDED = "none (undefended)"
 UNDEFENDED_COLOUR = "#6E6E6E"
+SEQUENTIAL = ("#00224E", "#2E4A6F", "#575C6E", "#7D7C78", "#A59C74", "#C4B15C")
+"""Steps of Cividis from low to high, without its brightest yellows, which lines on white would lose."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ASR_TITLE = "Attack success rate (ASR), share of triggered rows"
 CACC_TITLE = "Clean accuracy (CACC), share of clean rows"
@@ -58,6 +61,12 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def wrapped(text: str, characters: int) -> str:
+    """Text for a label of Plotly, escaped, over several lines where it is longer than `characters`."""
+    lines = textwrap.wrap(text, characters, break_on_hyphens=False) or [""]
+    return "<br>".join(plain(line) for line in lines)
+
+
 def cacc_range(values: Sequence[float]) -> tuple[float, float]:
     """An axis range around accuracies, with room at both ends, within what a share can be."""
     low, high = min(values), max(values)
@@ -69,7 +78,7 @@ def number_axis(values: Iterable[float]) -> dict[str, Any]:
     """Plotly's settings for an axis over these values: logarithmic where they span more than a decade."""
     known = sorted(set(values))
     logarithmic = known[0] > 0 and known[-1] / known[0] > _DECADE
-    axis: dict[str, Any] = {"type": "log" if logarithmic else "linear"}
+    axis: dict[str, Any] = {"type": "log" if logarithmic else "linear", "exponentformat": "none"}
     if logarithmic:
         shown = [value for place, value in enumerate(known) if _has_room(known, place)]
         axis |= {"tickvals": shown, "ticktext": [f"{value:g}" for value in shown]}
@@ -95,6 +104,14 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
         "hoverlabel": {"align": "left", "namelength": -1},
         **more,
     }
+
+
+def binned(value: float, low: float, high: float) -> int:
+    """The step of `SEQUENTIAL` for a value between `low` and `high`; beyond them the outermost."""
+    if high <= low:
+        return 0
+    share = (value - low) / (high - low)
+    return min(len(SEQUENTIAL) - 1, max(0, int(share * len(SEQUENTIAL))))
 
 
 def hover(lines: Mapping[str, str]) -> str:

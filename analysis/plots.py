@@ -1,20 +1,17 @@
-"""The figures of a sweep: the trade-off, the heat maps and a static picture of the trade-off.
-
-Curves over settings and poison rates are in `curves`. All take the values of `summaries` and `worst`.
-"""
+"""The trade-off, as a figure of the report and as a static picture. Both take the values of `summaries` and `worst`."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from analysis.columns import TWIN, shown
 from analysis.exports import with_interval
+from analysis.fronts import interval_front
 from analysis.looks import (
     ASR_TITLE,
     CACC_TITLE,
@@ -31,14 +28,12 @@ from analysis.looks import (
     plain,
     style_of,
 )
-from analysis.summaries import Estimate, Summary
+from analysis.summaries import Summary
 from analysis.tradeoff import Point, cell_points, pareto_front, worst_points
 from analysis.worst import WorstCase
 from backdoor_core.errors import DataError, DependencyError
 
 _PANELS_BESIDE = 3
-_CELLS_BESIDE = 9
-"""Up to so many attack cells the two heat maps stand beside each other; above, one over the other."""
 
 
 def tradeoff_figure(
@@ -55,7 +50,7 @@ def tradeoff_figure(
     figure = go.Figure()
     owners: list[str] = []
     for name, points in choices.items():
-        traces = [*_defense_traces(points, styles), _front_trace(points)]
+        traces = [*_defense_traces(points, styles), _front_trace(points), _ring_trace(points)]
         for trace in traces:
             trace.visible = len(owners) == 0 or owners[0] == name
             figure.add_trace(trace)
@@ -144,73 +139,27 @@ def _front_trace(points: Sequence[Point]) -> go.Scatter:
     )
 
 
-def heat_maps(summaries: Sequence[Summary], setup: tuple[str, str]) -> go.Figure | None:
-    """ASR and CACC drop for each attack cell (across) and defense setting (down).
-
-    None where the setup has no number at all.
-    """
-    mine = [summary for summary in summaries if summary.setup == setup]
-    cells = list(dict.fromkeys(summary.cell for summary in mine))
-    settings = list(dict.fromkeys(summary.setting for summary in mine))
-    panels = [("Attack success rate", "asr"), ("CACC drop", "cacc_drop")]
-    if all(summary.of(metric).mean is None for summary in mine for _, metric in panels):
-        return None
-    beside = len(cells) <= _CELLS_BESIDE
-    height = 230 + 28 * len(settings) * (1 if beside else 2)
-    figure = make_subplots(
-        **({"cols": 2, "rows": 1} if beside else {"cols": 1, "rows": 2}),
-        subplot_titles=[title for title, _ in panels],
-        shared_yaxes=beside,
-        shared_xaxes=not beside,
-        horizontal_spacing=0.03,
-        vertical_spacing=0 if beside else 50 / height,
+def _ring_trace(points: Sequence[Point]) -> go.Scatter:
+    """Rings around the points that no other surely beats once their intervals count."""
+    front = interval_front(points)
+    return go.Scatter(
+        x=[point.asr.mean for point in front],
+        y=[point.cacc.mean for point in front],
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 19, "color": "#333333", "line": {"width": 1}},
+        name="not surely beaten",
+        hoverinfo="skip",
     )
-    for place, (title, metric) in enumerate(panels, start=1):
-        trace = _heat_map(mine, cells, settings, metric, title)
-        figure.add_trace(trace, row=1 if beside else place, col=place if beside else 1)
-    margin = {"t": 50, "b": 20, "l": 20, "r": 20}
-    figure.update_layout(**layout(height, margin=margin, plot_bgcolor="#E4E4E4"))
-    figure.update_xaxes(tickangle=-40, automargin=True, type="category", showgrid=False)
-    figure.update_yaxes(autorange="reversed", automargin=True, type="category", showgrid=False)
-    return figure
 
 
-def _heat_map(
-    mine: Iterable[Summary],
-    cells: Sequence[str],
-    settings: Sequence[str],
-    metric: str,
-    title: str,
-) -> go.Heatmap:
-    found = {(summary.setting, summary.cell): summary.of(metric) for summary in mine}
-    grid = [[found.get((setting, cell), Estimate()) for cell in cells] for setting in settings]
-    means = [abs(e.mean) for row in grid for e in row if e.mean is not None]
-    reach = max([*means, 0.05])
-    colours: dict[str, Any] = (
-        {"colorscale": "Cividis", "zmin": 0, "zmax": 1}
-        if metric == "asr"
-        else {"colorscale": "RdBu", "reversescale": True, "zmin": -reach, "zmax": reach}
-    )
-    return go.Heatmap(
-        x=[plain(cell) for cell in cells],
-        y=[plain(setting) for setting in settings],
-        z=[[estimate.mean for estimate in row] for row in grid],
-        text=[["" if e.mean is None else f"{e.mean:.2f}" for e in row] for row in grid],
-        texttemplate="%{text}",
-        textfont={"size": 11},
-        hovertext=[
-            [
-                hover({"": setting, "Attack cell": cell, title: with_interval(estimate)})
-                for cell, estimate in zip(cells, row, strict=True)
-            ]
-            for setting, row in zip(settings, grid, strict=True)
-        ],
-        hoverinfo="text",
-        xgap=1,
-        ygap=1,
-        showscale=False,
-        **colours,
-    )
+def require_matplotlib() -> None:
+    """Raises DependencyError where no static picture can be drawn; to be asked before anything is written."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
+        ) from error
 
 
 def static_tradeoff(
@@ -226,13 +175,10 @@ def static_tradeoff(
     whose defenses do not all meet the same attacks. Raises DependencyError without matplotlib (the `notebook`
     extra), DataError where there is no point.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            "a static picture needs matplotlib; install the extra: pip install -c constraints.txt -e '.[notebook]'"
-        ) from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     choices = _choices(found, worst, setup)
     panels = {f"{WORST_CASE}, {' with '.join(setup)}": choices.pop(WORST_CASE, [])}
     if by_attack:

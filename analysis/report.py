@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis.answers import answer
-from analysis.curves import rate_curves, setting_curves
-from analysis.exports import cell_table, csv_text, markdown_text, setups_of, worst_table
+from analysis.critical import static_critical_difference
+from analysis.examples import TrialExamples
+from analysis.exports import csv_text, markdown_text, setups_of
 from analysis.facts import (
     FAILURE_TITLES,
     PROTOCOL,
@@ -26,122 +24,132 @@ from analysis.facts import (
     reproduce,
     title,
 )
-from analysis.plots import heat_maps, static_tradeoff, tradeoff_figure
-from analysis.summaries import Summary, summaries
+from analysis.leaderboard import BUDGET, MIN_SEEDS
+from analysis.plots import static_tradeoff
+from analysis.ranks import METRIC, ranks
+from analysis.sections import Contents, section
+from analysis.summaries import summaries
 from analysis.table import ResultTable, loaded
-from analysis.worst import WorstCase, worst_cases
+from analysis.worst import worst_cases
 from backdoor_core.errors import DataError
 from backdoor_core.store import Folder
 
 REPORT = "report.html"
 SUMMARY_CSV = "summary.csv"
 SUMMARY_MARKDOWN = "summary.md"
-_FIGURE_CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": "hover"}
+
+Source = ResultTable | str | Path | Iterable[str | Path]
+"""Results, a sweep's output folder, or several that are read together."""
 
 
 def write_report(
-    out: str | Path | Iterable[str | Path], destination: str | Path | None = None
+    out: Source,
+    destination: str | Path | None = None,
+    *,
+    metric: str = METRIC,
+    examples: Sequence[TrialExamples] = (),
+    examples_note: str = "",
 ) -> Path:
     """Writes `report.html`, `summary.csv` and `summary.md`; returns the path of the report.
 
-    `out` is a sweep's output folder, or several that are read together; `destination` is the folder that the
-    files go to (default: the first output folder). Each file is published in one step. Raises
-    StorageError where there is no ledger or the destination cannot be written, DataError for a newer ledger.
+    `destination` is the folder that the files go to (default: the first output folder), `metric` what the
+    critical-difference diagram ranks by. `examples` are texts behind the numbers, `examples_note` what to say of those
+    that are missing. Each file is published in one step. Raises StorageError where there is no ledger or the
+    destination cannot be written, DataError for a newer ledger, ConfigError for an unknown metric.
     """
-    results = loaded(out)
+    results = _results(out)
     found = summaries(results)
+    contents = Contents(results, found, metric, examples)
+    page = report_html(contents, examples_note)
     folder = Folder(results.folders[0] if destination is None else destination).make()
     folder.write(SUMMARY_CSV, csv_text(found).encode())
     folder.write(SUMMARY_MARKDOWN, markdown_text(found).encode())
-    folder.write(REPORT, report_html(results, found).encode())
+    folder.write(REPORT, page.encode())
     return Path(folder.path(REPORT))
 
 
-def write_tradeoff_svg(
-    out: str | Path | Iterable[str | Path], path: str | Path, *, by_attack: bool = False
-) -> Path:
+def _results(out: Source) -> ResultTable:
+    return out if isinstance(out, ResultTable) else loaded(out)
+
+
+def write_tradeoff_svg(out: Source, path: str | Path, *, by_attack: bool = False) -> Path:
     """Writes the trade-off as SVG, for the worst case or with a panel for each attack cell; returns the path.
 
     With several setups (task x PLM) each gets a file of its own: `name-2.svg` is the second. Raises
     DependencyError without matplotlib, DataError where no defense setting has both ASR and CACC.
     """
-    found = summaries(loaded(out))
+    found = summaries(_results(out))
     worst = worst_cases(found)
     setups = list(dict.fromkeys(case.setup for case in worst))
     if not setups:
         raise DataError("no attack cell has numbers yet, so there is no trade-off to draw")
-    first = Path(path)
+    pictures = [static_tradeoff(found, worst, setup, by_attack=by_attack) for setup in setups]
+    return _published(pictures, Path(path))
+
+
+def write_critical_svg(out: Source, path: str | Path, *, metric: str = METRIC) -> Path:
+    """Writes the critical-difference diagram of each setup as SVG (see `write_tradeoff_svg`); returns the path.
+
+    Setups that cannot be ranked have no file. Raises DependencyError without matplotlib, ConfigError for an unknown
+    metric, DataError with the reason where no setup can be ranked.
+    """
+    results = _results(out)
+    found = summaries(results)
+    pictures: list[str] = []
+    reasons: list[str] = []
+    for setup in setups_of(found):
+        made = ranks(results, found, setup, metric)
+        if made.comparison is None:
+            reasons += made.notes
+            continue
+        ranking, names = made.comparison.ranking, made.comparison.defenses
+        pictures.append(static_critical_difference(ranking, title=made.title, defenses=names))
+    if not pictures:
+        raise DataError(
+            " ".join(reasons) or "no trial has finished yet, so there is nothing to rank"
+        )
+    return _published(pictures, Path(path))
+
+
+def _published(pictures: Sequence[str], first: Path) -> Path:
+    """Writes pictures: the first at the path, the others beside it with a number."""
     folder = Folder(first.resolve().parent).make()
-    for place, setup in enumerate(setups, start=1):
+    for place, picture in enumerate(pictures, start=1):
         name = first.name if place == 1 else f"{first.stem}-{place}{first.suffix}"
-        picture = static_tradeoff(found, worst, setup, by_attack=by_attack)
         folder.write(name, picture.encode())
     return first
 
 
-def report_html(results: ResultTable, found: Sequence[Summary]) -> str:
+def report_html(contents: Contents, examples_note: str = "") -> str:
     """The text of the report. Whatever comes from the ledger is escaped."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_template),
     )
-    template = environment.from_string(
-        files("analysis").joinpath("report.jinja").read_text(encoding="utf-8")
-    )
-    rows = results.rows()
-    worst = worst_cases(found)
-    return template.render(
+    rows, found = contents.rows, contents.found
+    setups = [section(contents, setup, place) for place, setup in enumerate(setups_of(found))]
+    return environment.get_template("report.jinja").render(
         title=title(rows),
         lead=lead(rows, found),
-        notices=results.notices,
+        notices=contents.results.notices,
         plotly_js=Markup(get_plotlyjs()),
-        setups=[_setup(found, worst, setup, place) for place, setup in enumerate(setups_of(found))],
+        setups=setups,
+        metric=contents.metric,
+        budget=f"{BUDGET:g}",
+        min_seeds=MIN_SEEDS,
+        examples_note=examples_note,
         failure_titles=FAILURE_TITLES,
         failures=failures(rows),
         failures_lead=failures_lead(rows),
         flags=flag_rows(found),
         protocol=PROTOCOL,
-        reproduce=reproduce(rows, results.folders),
+        reproduce=reproduce(rows, contents.results.folders),
         environments=environments(rows),
     )
 
 
-def _setup(
-    found: Sequence[Summary], worst: Sequence[WorstCase], setup: tuple[str, str], place: int
-) -> dict[str, Any]:
-    """What the template shows of one setup (task x PLM)."""
-    titles, rows = cell_table([summary for summary in found if summary.setup == setup])
-    worst_titles, worst_rows = worst_table([case for case in worst if case.setup == setup])
-    curves: list[tuple[str, go.Figure]] = [
-        (f"{curve.defense} over {curve.setting}", curve.figure)
-        for curve in setting_curves(found, worst, setup)
-    ]
-    curves += [(f"{attack} over the poison rate", fig) for attack, fig in rate_curves(found, setup)]
-    return {
-        "title": " with ".join(setup),
-        "answer": answer(found, worst, setup),
-        "tradeoff": _html(tradeoff_figure(found, worst, setup), f"tradeoff-{place}"),
-        "heat_maps": _html(heat_maps(found, setup), f"heat-maps-{place}"),
-        "curves": [
-            {"title": text, "figure": _html(figure, f"curve-{place}-{number}")}
-            for number, (text, figure) in enumerate(curves)
-        ],
-        "titles": titles,
-        "rows": rows,
-        "worst_titles": worst_titles,
-        "worst_rows": worst_rows,
-    }
-
-
-def _html(figure: go.Figure | None, identity: str) -> Markup | None:
-    """A figure as a piece of the page; plotly.js stands once in its head. Its JSON has no bare `<`."""
-    if figure is None:
-        return None
-    text = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=identity,
-        default_width="100%",
-        default_height=f"{figure.layout.height}px",
-        config=_FIGURE_CONFIG,
-    )
-    return Markup(text)
+def _template(name: str) -> str:
+    return files("analysis").joinpath(name).read_text(encoding="utf-8")

@@ -150,6 +150,24 @@ def leaderboard_markdown(found: Leaderboard) -> str:
     return "\n".join(parts)
 
 
+def board_rows(board: Board) -> list[list[str]]:
+    """The rows under `TITLES`: what is ranked, then the undefended victim; none where nothing has a number."""
+    lines = [_line(entry, _settled(entry)) for entry in board.ranked]
+    if board.undefended is not None:
+        lines.append(_line(board.undefended, "no defense"))
+    return lines
+
+
+def over_budget_rows(board: Board) -> list[list[str]]:
+    """The rows under `TITLES` of what costs more CACC than the budget."""
+    return [_line(entry, NONE) for entry in board.over_budget]
+
+
+def refused_rows(board: Board) -> list[list[str]]:
+    """Defense settings that may not be ranked, each with its reasons."""
+    return [[refusal.case.setting, "; ".join(refusal.reasons)] for refusal in board.refused]
+
+
 def _board(board: Board) -> list[str]:
     parts = [f"## {escaped(board.task)} with {escaped(board.plm)}", ""]
     if board.synthetic:
@@ -157,9 +175,7 @@ def _board(board: Board) -> list[str]:
     if board.weak_cells:
         cells = escaped(", ".join(board.weak_cells))
         parts += [f"Cells where the attack did not take for some or all seeds: {cells}.", ""]
-    lines = [_line(entry, _settled(entry)) for entry in board.ranked]
-    if board.undefended is not None:
-        lines.append(_line(board.undefended, "no defense"))
+    lines = board_rows(board)
     parts += [] if board.ranked else ["No defense setting can be ranked.", ""]
     parts += [*_table(TITLES, lines), ""] if lines else []
     if len(board.ranked) > 2:
@@ -169,10 +185,10 @@ def _board(board: Board) -> list[str]:
             "",
         ]
     if board.over_budget:
-        over = (_line(entry, NONE) for entry in board.over_budget)
+        over = over_budget_rows(board)
         parts += ["### Over the CACC budget, not ranked", "", *_table(TITLES, over), ""]
     if board.refused:
-        refused = ([refusal.case.setting, "; ".join(refusal.reasons)] for refusal in board.refused)
+        refused = refused_rows(board)
         parts += ["### Refused", "", *_table(("Defense setting", "Why"), refused), ""]
     return parts
 

@@ -14,6 +14,8 @@ from backdoor_core import __version__
 from backdoor_core.errors import SweepError
 
 if TYPE_CHECKING:
+    from analysis.examples import TrialExamples
+    from analysis.table import ResultTable
     from backdoor_core.ledger import Ledger
     from backdoor_core.store import ArtifactStore
     from sweeps.config import Sweep
@@ -317,23 +319,64 @@ def list_methods(family: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
-              help="Folder for the report (default: the output folder).")  # fmt: skip
+              help="Folder for the report (default: the first output folder).")  # fmt: skip
 @click.option("--svg", type=click.Path(path_type=Path), default=None,
               help="Also write the worst-case trade-off plot as an SVG file.")  # fmt: skip
 @click.option("--by-attack", is_flag=True,
               help="With --svg: a panel for each attack instead of the worst case.")  # fmt: skip
-def report(out: Path, destination: Path | None, svg: Path | None, by_attack: bool) -> None:
-    """Write report.html, summary.csv and summary.md."""
-    from analysis.report import write_report, write_tradeoff_svg
+@click.option("--cd", type=click.Path(path_type=Path), default=None,
+              help="Also write the critical-difference diagram as an SVG file.")  # fmt: skip
+@click.option("--metric", default="asr", show_default=True,
+              help="What the critical-difference diagram ranks by, e.g. asrd or cacc_drop.")  # fmt: skip
+@click.option("--no-examples", is_flag=True, help="Leave out the texts behind the numbers.")
+@click.option(
+    "--store", default=None, help="Artifact store of the texts (default: that of the run)."
+)
+def report(
+    outs: tuple[str, ...],
+    destination: Path | None,
+    svg: Path | None,
+    by_attack: bool,
+    cd: Path | None,
+    metric: str,
+    no_examples: bool,
+    store: str | None,
+) -> None:
+    """Write report.html, summary.csv and summary.md.
+
+    OUT... are output folders that are read together.
+    """
+    import analysis
+    from analysis import report as reports
+    from analysis.plots import require_matplotlib
 
     if by_attack and svg is None:
         raise click.UsageError("--by-attack goes with --svg FILE")
-    click.echo(f"report: {write_report(out, destination)}")
+    if svg is not None or cd is not None:
+        require_matplotlib()
+    results = analysis.load(outs)
+    examples, note = ([], "") if no_examples else _examples(results, outs, store)
+    path = reports.write_report(
+        results, destination, metric=metric, examples=examples, examples_note=note
+    )
+    click.echo(f"report: {path}")
     if svg is not None:
-        write_tradeoff_svg(out, svg, by_attack=by_attack)
-        click.echo(f"plot: {svg}")
+        click.echo(f"plot: {reports.write_tradeoff_svg(results, svg, by_attack=by_attack)}")
+    if cd is not None:
+        click.echo(f"ranks: {reports.write_critical_svg(results, cd, metric=metric)}")
+
+
+def _examples(
+    results: ResultTable, outs: tuple[str, ...], store: str | None
+) -> tuple[list[TrialExamples], str]:
+    """The texts of the trials that a report drills down to, as the stores of the runs have them."""
+    from analysis.examples import TrialExamples, chosen_rows
+    from sweeps.examples import gathered, stores_of
+
+    found, note = gathered(chosen_rows(results), stores_of(outs, store))
+    return [TrialExamples.of(value) for value in found], note
 
 
 @main.command()

@@ -163,6 +163,101 @@ def _measured(
     )
 
 
+MODES = ("clean-val", "pseudo", "transfer", "oracle")
+_LEFT = {"clean-val": 0.5, "pseudo": 0.4, "transfer": 0.3, "oracle": 0.1}
+"""The share of the ASR that each mode's choice leaves, in the made-up sweep."""
+
+
+def tuned_records() -> list[TrialRecord]:
+    """Trials of `fine_mixing` with what each tuning mode chose, at two rates of both attacks and on the twin."""
+    cells = [("none", None, 0.0)]
+    cells += [(attack, rate, 1.0) for attack in ("badnets", "syntactic") for rate in (0.01, 0.1)]
+    return [
+        _measured(
+            {
+                "attack": attack,
+                "attack_settings": {} if rate is None else {"poison_rate": rate},
+                "poison_rate": rate,
+                "defense": "fine_mixing",
+                "defense_settings": {"mixing_ratio": 0.2 + 0.1 * seed, "epochs": 1},
+                "tuning_mode": mode,
+                "tuning_trials": 12,
+                "tuning": json.dumps({"mode": mode}),
+                "seed": seed,
+            },
+            strength,
+            rate,
+            _LEFT[mode],
+            0.03,
+            0.01 * (seed - 1),
+        )
+        for mode in MODES
+        for attack, rate, strength in cells
+        for seed in (0, 1, 2)
+    ]
+
+
+def tuning_table() -> list[dict[str, Any]]:
+    """What made-up searches over two settings of `fine_mixing` tried: every mode, two attacks, two seeds.
+
+    Of twelve points the ASR falls with the mixing ratio and the CACC drop grows with it; point 5 failed, point 6 was
+    pruned, and points above a CACC drop of 0.05 are not feasible.
+    """
+    first = made()
+    rows = []
+    for mode in MODES:
+        for attack in ("badnets", "syntactic"):
+            for seed in (0, 1):
+                for number in range(12):
+                    ratio = (number * 5 % 12) / 12
+                    state = {5: "failed", 6: "pruned"}.get(number, "complete")
+                    drop = 0.07 * ratio
+                    done = state == "complete"
+                    settings = {"mixing_ratio": ratio, "learning_rate": 10.0 ** -(number % 3 + 3)}
+                    rows.append(
+                        {
+                            "study": digest("study", mode, attack, seed),
+                            "number": number,
+                            "sweep": "made-up",
+                            "attack": attack,
+                            "attack_settings": canonical_json({"poison_rate": 0.01}),
+                            "defense": "fine_mixing",
+                            "seed": seed,
+                            "tuning_mode": mode,
+                            "tuning": json.dumps({"mode": mode, "limits": {"cacc_drop": 0.05}}),
+                            "settings": canonical_json(settings),
+                            "state": state,
+                            "asr": 1 - ratio if done and mode != "clean-val" else None,
+                            "cacc_drop": drop if done else None,
+                            "strength": ratio if mode == "clean-val" else None,
+                            "feasible": done and drop <= 0.05,
+                            "seconds": 2.0,
+                            "error": "out of memory" if state == "failed" else None,
+                            "finished_at": 1.0 + number,
+                            "reports": [],
+                        }
+                        | {name: getattr(first, name) for name in _SETUP_COLUMNS}
+                    )
+    return rows
+
+
+_SETUP_COLUMNS = ("task", "task_settings", "plm", "plm_settings", "training_settings")
+
+
+@pytest.fixture(scope="session")
+def tuned_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of `full_sweep` with all tuning modes and their tuning table; tests only read it."""
+    out = written(tmp_path_factory.mktemp("tuned"), [*full_sweep(), *tuned_records()])
+    Ledger(out).append_tried(tuning_table())
+    return out
+
+
+@pytest.fixture(scope="session")
+def tuned_only_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the tuned trials alone; tests only read it."""
+    return written(tmp_path_factory.mktemp("tuned-only"), tuned_records())
+
+
 @pytest.fixture(scope="session")
 def record() -> MakeRecord:
     """Makes one record."""

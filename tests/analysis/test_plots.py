@@ -10,8 +10,9 @@ import pytest
 
 import analysis
 from analysis.curves import rate_curves, setting_curves
+from analysis.heat import heat_maps
 from analysis.looks import COLOURS, SHARE_RANGE, SYMBOLS, number_axis, plain, style_of
-from analysis.plots import heat_maps, static_tradeoff, tradeoff_figure
+from analysis.plots import static_tradeoff, tradeoff_figure
 from analysis.summaries import Summary, summaries
 from analysis.worst import WorstCase, worst_cases
 from backdoor_core.errors import DataError, DependencyError
@@ -117,9 +118,8 @@ def test_curves_over_the_rate_are_logarithmic_where_it_spans_decades(found) -> N
 
 
 def test_number_axis_is_linear_within_a_decade_and_at_zero() -> None:
-    assert number_axis([0.1, 1.0]) == {"type": "linear"}
-    assert number_axis([0.0, 100.0]) == {"type": "linear"}
-    assert number_axis([-1.0, 100.0]) == {"type": "linear"}
+    for values in ([0.1, 1.0], [0.0, 100.0], [-1.0, 100.0]):
+        assert number_axis(values) == {"type": "linear", "exponentformat": "none"}
     dense = number_axis([0.001, 0.00101, 0.1])
     assert dense["ticktext"] == ["0.001", "0.1"]
 

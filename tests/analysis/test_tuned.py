@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 import analysis
-from analysis.tuned import TUNING_SCHEMA, tuning_rows
+from analysis.tuned import tuning_rows
 from backdoor_core.errors import DataError
+from backdoor_core.record import TUNING_SCHEMA
 from backdoor_core.store import Folder
 
 
@@ -29,13 +30,15 @@ def test_nothing_was_searched(tmp_path: Path, record, write) -> None:
 def test_rows_of_several_files_and_folders(tmp_path: Path, record, write) -> None:
     first, second = (write(tmp_path / name, [record(seed=n)]) for n, name in enumerate("ab"))
     _write(first, "x.parquet", [{"study": "s", "number": 1}, {"study": "s", "number": 0}])
-    _write(first, "y.parquet", [{"study": "s", "number": 0, "seconds": 2.0, "finished_at": 5.0}])
+    again = {"study": "s", "number": 0, "seconds": 2.0, "finished_at": 5.0}
+    _write(second, "y.parquet", [again])
     _write(second, "z.parquet", [{"study": "t", "number": 0}])
     found = tuning_rows(analysis.load([first, second]))
     assert [(row["study"], row["number"]) for row in found] == [("s", 0), ("s", 1), ("t", 0)]
     assert found[0]["seconds"] == 2.0, "the later row of one study and number counts"
     assert tuning_rows([first, second]) == found
-    assert [row["study"] for row in tuning_rows(second)] == ["t"]
+    assert [row["study"] for row in tuning_rows(second)] == ["s", "t"]
+    assert tuning_rows([second, first]) == found, "whichever folder is named first"
 
 
 def test_columns_that_an_older_file_lacks_are_null(tmp_path: Path) -> None:
@@ -52,5 +55,13 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
         tuning_rows(tmp_path)
     row = {"study": "s", "number": "three", "settings": "{}", "state": "complete"}
     _write(tmp_path, "x.parquet", [row], schema=None)
-    with pytest.raises(DataError, match="is no tuning table"):
+    with pytest.raises(DataError, match=r"tuning/x\.parquet is no ledger of this project"):
         tuning_rows(tmp_path)
+
+
+def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
+    row = {"study": "s", "number": 3, "settings": "{}", "state": "complete"}
+    _write(tmp_path, "x.parquet", [row])
+    (tmp_path / "tuning" / "y.parquet").write_bytes(b"PAR1 cut off")
+    assert [found["number"] for found in tuning_rows(tmp_path)] == [3]
+    assert not (tmp_path / "tuning" / "y.parquet").exists()

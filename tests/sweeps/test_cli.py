@@ -212,6 +212,41 @@ def test_leaderboard_without_what_it_needs(cli: Cli, tmp_path: Path) -> None:
     assert cli("leaderboard", tmp_path, "--min-seeds", 1).exit_code == EXIT_BAD_INPUT
 
 
+def test_report_of_several_folders_with_pictures(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    first = _made_up(tmp_path / "a", {"onion": 0.4, "none": 0.9})
+    second = _made_up(tmp_path / "b", {"cube": 0.2, "recipe": 0.0})
+    pictures = ("--svg", tmp_path / "t.svg", "--cd", tmp_path / "cd.svg", "--metric", "asrd")
+    result = cli("report", first, second, "--to", tmp_path / "new", *pictures)
+    assert result.exit_code == 0, result.output
+    names = ["report", "plot", "ranks"]
+    assert [line.split(":")[0] for line in result.output.splitlines()] == names
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert "12 trials (12 ok" in page
+    assert "asrd of sst2 with bert" in (tmp_path / "cd.svg").read_text(encoding="utf-8")
+    assert "trials have no texts to show" in page
+
+
+def test_pictures_without_matplotlib_fail_before_anything_is_written(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _made_up(tmp_path / "a", {"onion": 0.4, "none": 0.9})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for option in ("--svg", "--cd"):
+        result = cli("report", out, option, tmp_path / "t.svg")
+        assert result.exit_code == EXIT_BAD_INPUT
+        assert "a static picture needs matplotlib" in result.output
+    assert not (out / "report.html").exists()
+
+
+def test_report_by_a_metric_that_there_is_not(cli: Cli, tmp_path: Path) -> None:
+    out = _made_up(tmp_path / "a", {"onion": 0.4, "none": 0.9})
+    result = cli("report", out, "--metric", "speed")
+    assert result.exit_code == EXIT_BAD_INPUT
+    assert "unknown metric 'speed'" in result.output
+    assert not (out / "report.html").exists()
+
+
 def test_ctrl_c_before_anything_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
