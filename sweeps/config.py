@@ -43,8 +43,8 @@ SECTIONS: dict[str, Family] = {
 ATTACK_SEEDS = "seeds"
 AGAINST = "against"
 TUNE = "tune"
-CLEAN_ROWS = "clean_rows"
 """Keys that an entry of `attacks`, of `defenses`, has beside the settings of its method."""
+CLEAN_ROWS = "clean_rows"
 KNOWN = ("name", *SECTIONS, "seeds", "training", "tuning", "resources", "slots")
 
 SMOKE_ROWS = {"train_rows": 200, "clean_split_rows": 60, "tune_rows": 60, "test_rows": 120}
@@ -343,9 +343,13 @@ class _Reader:
     def _space(
         self, chain: tuple[Defense, ...], asked: Any, keys: Keys
     ) -> dict[str, Dimension] | None:
-        """The space that an entry's `tune` stands for; None where it is not tuned, or after a problem."""
+        """The space that an entry's `tune` stands for; None where it is not tuned, or after a problem.
+
+        An entry that says nothing is tuned by `sweeps tune` where a stronger end is known: no mode then fails on it.
+        """
         if asked is None or asked is False:
-            return (searched_space(chain, True) or None) if self.tune and asked is None else None
+            implied = searched_space(chain, True) if self.tune and asked is None else {}
+            return implied if strength(implied, _ends(implied)) is not None else None
         try:
             space = searched_space(chain, asked)
         except ConfigError as error:
@@ -358,6 +362,12 @@ class _Reader:
     def _tuning(self, defenses: Sequence[_Entry]) -> TuningSettings | None:
         """The section `tuning`; None where nothing is tuned."""
         tuned = [entry for entry in defenses if entry.space]
+        if self.tune and defenses and not tuned:
+            self._problem(
+                ("defenses",), "nothing here to tune: no defense has a setting with a space that "
+                "its entry leaves open; add `tune: [SETTING]` to one",
+            )  # fmt: skip
+            return None
         if "tuning" not in self.source.value and not tuned:
             return None
         tuning = self._section("tuning", TuningSettings)
@@ -368,7 +378,10 @@ class _Reader:
                 ("tuning",), "no entry of defenses says what to search; add `tune: true` to one"
             )
         for entry in tuned:
-            if "clean-val" in tuning.modes and strength(entry.space or {}, _ends(entry)) is None:
+            if (
+                "clean-val" in tuning.modes
+                and strength(entry.space or {}, _ends(entry.space or {})) is None
+            ):
                 names = ", ".join(entry.space or {})
                 self._problem(
                     ("tuning", "modes"),
@@ -512,8 +525,9 @@ class _Entry:
     space: dict[str, Dimension] | None = None
 
 
-def _ends(entry: _Entry) -> dict[str, Any]:
-    return {name: one.grid(1)[0] for name, one in (entry.space or {}).items()}
+def _ends(space: Mapping[str, Dimension]) -> dict[str, Any]:
+    """A point of a space: the low end of each range, the first of choices."""
+    return {name: one.grid(1)[0] for name, one in space.items()}
 
 
 def _few(method: type[Method], settings: dict[str, Any]) -> dict[str, Any]:

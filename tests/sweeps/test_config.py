@@ -547,6 +547,15 @@ def test_a_sweep_can_be_tuned_whole_where_its_file_does_not_ask_for_it(write: Wr
     assert sweep.tuning.trials == 3
 
 
+def test_what_has_no_direction_is_left_alone_and_nothing_to_tune_is_told(write: Write) -> None:
+    """Implied tuning: an entry whose open settings have no stronger end would fail in clean-val."""
+    sided = "{name: x_graad, percentile: 90}"
+    sweep = load_sweep(write(defenses=f"[none, placebo, {sided}]"), tune=True)
+    assert [bool(sweep.space_of(i)) for i in range(3)] == [False, True, False]
+    with pytest.raises(ConfigError, match="nothing here to tune"):
+        load_sweep(write(defenses=f"[none, {sided}]"), tune=True)
+
+
 def test_smoke_tunes_little(write: Write) -> None:
     sweep = load_sweep(write(defenses=TUNED, tuning="{seconds: 900}"), smoke=True)
     assert sweep.tuning is not None
