@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,11 +12,14 @@ from analysis.columns import cell_label, setting_label, setup_labels, swept
 from analysis.exports import NONE
 from analysis.summaries import Summary
 from backdoor_core.record import FLAGS
+from backdoor_core.store import Folder
 
 FAILURE_TITLES = (
     *("Status", "Class", "Task", "PLM", "Attack cell", "Defense setting", "Seed"),
     *("Attempt", "Message", "Log"),
 )
+RUN_NOTE = "run.json"
+"""What `sweeps run` writes down in the output folder."""
 _FAILURES_SHOWN = 500
 _MESSAGE_CHARACTERS = 2000
 
@@ -175,6 +179,7 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
         ("Read from", ", ".join(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)),
         ("Training", "; ".join(training) or NONE),
         *([("Content of the tasks", "; ".join(content))] if content else []),
+        *_noted(folders),
         (
             "To run it again",
             "sweeps run FILE --out NEW_FOLDER, with the file of each sweep named above; then sweeps report NEW_FOLDER. "
@@ -187,6 +192,26 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
             "about half a point of CACC and ASR.",
         ),
     ]
+
+
+def _noted(folders: Sequence[str]) -> list[tuple[str, str]]:
+    """What the last run into each folder noted of itself; folders of older versions have no note."""
+    found = []
+    for url in folders:
+        folder = Folder(url)
+        if not folder.exists(RUN_NOTE):
+            continue
+        try:
+            note = json.loads(folder.read(RUN_NOTE))
+            splits = [f"{k} {v[:12]}" for one in note["splits"] for k, v in one.items()]
+            found += [
+                ("Command", shlex.join(note["command"])),
+                ("Sweep file", f"{note['file']} (in the output folder: sweep.yaml), SHA-256 {note['sha256']}"),
+                ("Content of the splits", f"SHA-256 begins: {', '.join(splits)}"),
+            ]  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found.append(("Command", f"{RUN_NOTE} cannot be read"))
+    return found
 
 
 def _task_content(text: str | None) -> str:

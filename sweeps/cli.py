@@ -234,7 +234,7 @@ def _run(
     from rich.console import Console
 
     from sweeps.estimate import estimated
-    from sweeps.inspect import note_store
+    from sweeps.inspect import note_run, note_store
     from sweeps.plan import plan_sweep
     from sweeps.run import record_skipped, run_plan
 
@@ -242,6 +242,7 @@ def _run(
     artifacts, ledger = _places(sweep.name, store, out)
     note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
+    note_run(ledger.out, sweep, made.tasks.values())
     click.echo(estimated(made, ledger).as_text())
     if not made.jobs and not made.studies:
         record_skipped(made, ledger)

@@ -10,7 +10,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -115,6 +115,8 @@ class Sweep:
     against: tuple[frozenset[str] | None, ...] = ()
     spaces: tuple[dict[str, Dimension] | None, ...] = ()
     tuning: TuningSettings | None = None
+    command: tuple[str, ...] = ()
+    """The words of the command line that give this sweep from its file's folder: `run my.yaml --smoke`."""
 
     def space_of(self, defense: int) -> dict[str, Dimension] | None:
         """The space that the settings of the defense at this place are tuned in; None where they are not."""
@@ -148,7 +150,10 @@ def load_sweep(
             f"{source.name}: expected settings such as name, tasks, plms, attacks and defenses, "
             f"got {'nothing' if source.value is None else type(source.value).__name__}"
         )
-    return _Reader(source=source, folder=file.parent, smoke=smoke, tune=tune).sweep(file)
+    sweep = _Reader(source=source, folder=file.parent, smoke=smoke, tune=tune).sweep(file)
+    changes = [word for one in overrides for word in ("--set", one)]
+    words = ["tune" if tune else "run", file.name, *changes, *(["--smoke"] if smoke else [])]
+    return replace(sweep, command=tuple(words))
 
 
 def wording(error: ValidationError) -> Iterator[tuple[Keys, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +15,8 @@ from backdoor_core.errors import ConfigError, DataError
 from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
 from backdoor_core.store import Folder
+from backdoor_core.task import TaskData
+from sweeps.config import Sweep
 
 _SHOWN_FAILURES = 20
 KEY_LETTERS = 12
@@ -19,6 +24,10 @@ _LISTED = ("key", "status", "task", "plm", "attack", "attack_settings", "defense
            "defense_settings", "seed", "cacc", "asr")  # fmt: skip
 STORE_NOTE = "store.txt"
 """The file in an output folder that names the artifact store of its last run."""
+SWEEP_NOTE = "sweep.yaml"
+"""The sweep file of the last run, as it was."""
+RUN_NOTE = "run.json"
+"""The command of the last run, and hashes of what it read; `analysis.facts` reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,22 @@ def note_store(out: Folder, store: str) -> None:
 def noted_store(out: Folder) -> str | None:
     """The store of the last run into `out`; None where nothing was noted."""
     return out.read(STORE_NOTE).decode() if out.exists(STORE_NOTE) else None
+
+
+def note_run(out: Folder, sweep: Sweep, tasks: Iterable[TaskData]) -> None:
+    """Writes down what was run, for whoever reads the results: the sweep file as it is, and `run.json`.
+
+    That has the command, the file's SHA-256, and the content hash of each split of each task.
+    """
+    text = sweep.path.read_bytes()
+    note = {
+        "command": ["sweeps", *sweep.command],
+        "file": sweep.path.name,
+        "sha256": hashlib.sha256(text).hexdigest(),
+        "splits": [data.hashes for data in tasks],
+    }
+    out.write(SWEEP_NOTE, text)
+    out.write(RUN_NOTE, json.dumps(note, indent=2).encode())
 
 
 def status_of(out: Path, store: str) -> Status:

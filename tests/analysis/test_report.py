@@ -9,6 +9,7 @@ import pytest
 
 import analysis
 from analysis.answers import answer
+from analysis.facts import reproduce
 from analysis.report import write_report, write_tradeoff_svg
 from analysis.summaries import summaries
 from analysis.worst import worst_cases
@@ -243,3 +244,13 @@ def test_svg_with_a_panel_for_each_attack(tmp_path: Path, record, write) -> None
     worst = write_tradeoff_svg(out, tmp_path / "worst.svg").read_text()
     assert "<!-- Against por -->" not in worst
     assert "<!-- Worst case over attacks" in worst
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"command": 3}'])
+def test_a_note_that_cannot_be_read_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    assert ("Command", "run.json cannot be read") in reproduce([], [str(tmp_path)])
+
+
+def test_a_folder_of_an_older_version_has_no_note(tmp_path: Path) -> None:
+    assert "Command" not in dict(reproduce([], [str(tmp_path)]))

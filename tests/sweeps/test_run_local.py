@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from analysis.facts import reproduce
 from backdoor_core import catalog
 from backdoor_core.corpus import Row
 from backdoor_core.errors import ConfigError
@@ -77,6 +79,20 @@ def test_a_run_says_what_it_does_and_ends_well(finished: Finished) -> None:
     assert lines[3] == f"out: {finished.out}"
     assert lines[-1].startswith("15 of 15 jobs in ")
     assert lines[-1].endswith(f"ledger: {finished.out}/ledger")
+
+
+def test_a_run_notes_what_was_run_and_the_report_shows_it(finished: Finished) -> None:
+    text = finished.file.read_bytes()
+    assert (finished.out / "sweep.yaml").read_bytes() == text
+    note = json.loads((finished.out / "run.json").read_text(encoding="utf-8"))
+    assert note["command"] == ["sweeps", "run", finished.file.name]
+    assert (note["file"], note["sha256"]) == (finished.file.name, sha256(text).hexdigest())
+    assert [set(splits) for splits in note["splits"]] == [{"train", "clean", "tune", "test"}]
+    assert str(finished.file.parent) not in json.dumps(note), "no path of this machine"
+    shown = dict(reproduce([], [str(finished.out)]))
+    assert note["sha256"] in shown["Sweep file"]
+    assert shown["Command"] == f"sweeps run {finished.file.name}"
+    assert note["splits"][0]["test"][:12] in shown["Content of the splits"]
 
 
 def test_rows_have_the_columns_of_the_contract(finished: Finished) -> None:
