@@ -80,10 +80,12 @@ def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool, tune: bool = Fa
     return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune)
 
 
-def _places(sweep_name: str, store: str | None, out: str | None) -> tuple[ArtifactStore, Ledger]:
+def _places(
+    sweep_name: str, store: str | None, out: str | None, *, to_write: bool = True
+) -> tuple[ArtifactStore, Ledger]:
     from sweeps.plan import default_store, opened
 
-    return opened(store or default_store(), out or Path("runs") / sweep_name)
+    return opened(store or default_store(), out or Path("runs") / sweep_name, to_write=to_write)
 
 
 def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
@@ -129,7 +131,7 @@ def plan(
     from sweeps.plan import plan_sweep
 
     sweep = _loaded(file, overrides, smoke)
-    artifacts, ledger = _places(sweep.name, store, out)
+    artifacts, ledger = _places(sweep.name, store, out, to_write=False)
     estimate = estimated(plan_sweep(sweep, artifacts, ledger), ledger)
     _say(as_json, estimate.as_dict(), estimate.as_text())
 

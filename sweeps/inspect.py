@@ -37,6 +37,7 @@ class Status:
     out: str
     store: str
     trials: dict[str, int]
+    searched: dict[str, int]
     failures: tuple[dict[str, str], ...]
     keys: tuple[dict[str, Any], ...]
     notices: tuple[str, ...]
@@ -49,6 +50,9 @@ class Status:
         """A few lines for a person; with `trials`, one more for every trial."""
         counts = ", ".join(f"{n} {status}" for status, n in sorted(self.trials.items()))
         lines = [f"out: {self.out}", f"store: {self.store}", f"trials: {counts or 'none'}"]
+        if self.searched:
+            tried = ", ".join(f"{n} {state}" for state, n in sorted(self.searched.items()))
+            lines.append(f"settings tried by searches: {tried}")
         for item in self.failures[:_SHOWN_FAILURES]:
             lines.append(
                 f"failed {item['key'][:KEY_LETTERS]} {item['defense']} against {item['attack']}: "
@@ -105,6 +109,7 @@ def status_of(out: Path, store: str) -> Status:
         out=ledger.out.url,
         store=store,
         trials=dict(Counter(str(row["status"]) for row in rows)),
+        searched=dict(Counter(ledger.tried()["state"].to_pylist())),
         failures=tuple(failures),
         keys=tuple({name: row[name] for name in _LISTED} for row in rows),
         notices=tuple(ledger.notices),

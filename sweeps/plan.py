@@ -379,9 +379,14 @@ def default_store() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "backdoor-sweeps"
 
 
-def opened(store: str | Path, out: str | Path) -> tuple[ArtifactStore, Ledger]:
-    """The store and the ledger, their folders made. Raises StorageError where one cannot be written."""
+def opened(
+    store: str | Path, out: str | Path, *, to_write: bool = True
+) -> tuple[ArtifactStore, Ledger]:
+    """The store and the ledger, their folders made. Raises StorageError where one cannot be written.
+
+    Unless it is `to_write`, the ledger's folder is not made: planning leaves nothing there.
+    """
     artifacts, ledger = ArtifactStore(store), Ledger(out)
-    for folder in (artifacts.folder, ledger.out):
+    for folder in (artifacts.folder, *([ledger.out] if to_write else [])):
         folder.make()
     return artifacts, ledger

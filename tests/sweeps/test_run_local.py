@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -226,6 +227,16 @@ def test_status_says_what_is_where(finished: Finished) -> None:
     listed = json.loads(finished.cli("status", finished.out, "--json").output)
     assert listed["trials"] == {"ok": 11}
     assert listed["failures"] == []
+
+
+def test_status_counts_what_searches_tried(finished: Finished, tmp_path: Path) -> None:
+    out = shutil.copytree(finished.out, tmp_path / "out")
+    states = ("complete", "failed", "complete")
+    Ledger(out).append_tried(
+        [{"study": "s", "number": n, "state": state} for n, state in enumerate(states)]
+    )
+    result = finished.cli("status", out)
+    assert "settings tried by searches: 2 complete, 1 failed" in result.output.splitlines()
 
 
 def test_status_of_a_folder_without_a_ledger(finished: Finished, tmp_path: Path) -> None:
