@@ -14,8 +14,8 @@ from itertools import combinations
 from analysis.blocks import Block, BlockKind, block_scores
 from analysis.intervals import Values, student_mean
 from analysis.rank_tests import ALPHA, Ranking, rank_methods
+from analysis.seeds import Estimate
 from analysis.stats import PairedTest, differences, holm, wilcoxon
-from analysis.summaries import Estimate
 from analysis.table import ResultTable
 
 LOWER_IS_BETTER = frozenset({"asr", "asr_max", "asrd", "cacc_drop", "frr", "far"})

@@ -11,8 +11,7 @@ from typing import Any
 from analysis.columns import TWIN
 from analysis.exports import NONE, with_interval
 from analysis.groups import DEFAULT, Group, groups
-from analysis.seeds import over_seeds
-from analysis.summaries import NOTHING, Estimate
+from analysis.seeds import NOTHING, Estimate, over_seeds
 from analysis.table import ResultTable
 
 _HOUR_S = 3600.0

@@ -33,7 +33,8 @@ from analysis.looks import (
     style_of,
     wrapped,
 )
-from analysis.summaries import Estimate, Summary
+from analysis.seeds import Estimate
+from analysis.summaries import Summary
 from analysis.worst import WorstCase
 from backdoor_core.spec import canonical_json
 

@@ -7,7 +7,8 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from analysis.summaries import METRICS, REFERENCES, Estimate, Summary
+from analysis.seeds import Estimate
+from analysis.summaries import METRICS, REFERENCES, Summary
 from analysis.worst import Worst, WorstCase, worst_cases
 from backdoor_core.spec import canonical_json
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.summaries import Estimate
+from analysis.seeds import Estimate
 from analysis.tradeoff import Point, pareto_front
 
 __all__ = ["Step", "asr_curve", "drop_curve", "hypervolume", "interval_front", "step_at"]

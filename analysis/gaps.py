@@ -10,8 +10,7 @@ from typing import Any
 from analysis.columns import TWIN
 from analysis.exports import with_interval
 from analysis.groups import DEFAULT, ORACLE, Group, groups
-from analysis.seeds import over_seeds
-from analysis.summaries import Estimate
+from analysis.seeds import Estimate, over_seeds
 from analysis.table import ResultTable
 
 HONEST_MODES = ("clean-val", "pseudo", "transfer", DEFAULT)

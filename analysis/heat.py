@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from analysis.exports import with_interval
 from analysis.looks import hover, layout, wrapped
-from analysis.summaries import Estimate, Summary
+from analysis.seeds import Estimate
+from analysis.summaries import Summary
 
 MOST_ROWS = 80
 """The heat maps show the first so many defense settings; tables and `summary.csv` have all."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from analysis.columns import is_number
-from analysis.seeds import over_seeds
+from analysis.seeds import Estimate, over_seeds
 from analysis.sensitivity import blocks_of
-from analysis.summaries import Estimate
 from analysis.tried import Tried, tried_settings, value_text, varying_settings
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 

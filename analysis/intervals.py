@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.summaries import NOTHING, Estimate
+from analysis.seeds import NOTHING, Estimate, over_seeds
 from backdoor_core.errors import ConfigError, DataError
 from backdoor_core.record import wilson
 
@@ -55,16 +55,8 @@ def share(count: int, n: int) -> Estimate:
 
 
 def student_mean(values: Values) -> Estimate:
-    """The mean with Student's t-interval, exact for normal values; not cut to any range.
-
-    One value has no interval, none give an empty estimate. Values that agree exactly leave an interval of no width.
-    """
-    numbers = finite(values)
-    if len(numbers) < 2:
-        return _few(numbers)
-    mean = float(numbers.mean())
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * stats.sem(numbers))
-    return Estimate(mean=mean, low=mean - half, high=mean + half, n=len(numbers))
+    """The mean with Student's t-interval (`seeds.over_seeds`), not cut to any range; every value must be a number."""
+    return over_seeds(finite(values).tolist())
 
 
 def bootstrap_mean(

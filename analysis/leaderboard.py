@@ -26,8 +26,9 @@ from typing import Any
 
 from analysis.columns import TWIN
 from analysis.groups import ORACLE
+from analysis.seeds import Estimate
 from analysis.standings import leaderboard_json, leaderboard_markdown
-from analysis.summaries import Estimate, Summary, summaries
+from analysis.summaries import Summary, summaries
 from analysis.table import ResultTable
 from analysis.worst import Worst, WorstCase, worst_cases
 from backdoor_core.errors import ConfigError

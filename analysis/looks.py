@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.columns import TWIN
-from analysis.summaries import Estimate
+from analysis.seeds import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A6A00", "#000000")
 """Okabe and Ito's, with the yellow darkened so that it shows on white."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from analysis.summaries import Estimate, Summary
+from analysis.seeds import Estimate
+from analysis.summaries import Summary
 
 Place = Literal["between", "at or below", "above", "unknown"]
 

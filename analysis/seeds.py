@@ -1,13 +1,29 @@
-"""Estimates of numbers that no column of the ledger holds: differences, shares, scores, one value a seed."""
+"""An estimate: a mean over seeds with its interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from analysis.summaries import NOTHING, Estimate
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over `n` seeds with a 95 % interval.
+
+    With two or more seeds it is Student's t-interval over seeds, cut to what the metric can be; with one
+    seed the row's own Wilson interval, and None where the metric has none.
+    """
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+
+NOTHING = Estimate()
 
 
 def over_seeds(
@@ -15,8 +31,8 @@ def over_seeds(
 ) -> Estimate:
     """The mean of one value a seed with Student's 95 % t-interval, cut to [`floor`, `ceiling`].
 
-    Nulls and what is not finite are left out. One value has no interval. The same rule as `summaries.estimate`,
-    for values that lie in no row.
+    Nulls and what is not finite are left out. One value has no interval. Values that agree exactly leave an interval of
+    no width.
     """
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     n = len(known)

@@ -15,8 +15,8 @@ from itertools import combinations
 from typing import Any
 
 from analysis.columns import is_number, shown
-from analysis.seeds import over_seeds
-from analysis.summaries import NOTHING, Estimate, estimate
+from analysis.seeds import NOTHING, Estimate, over_seeds
+from analysis.summaries import estimate
 from analysis.tried import Tried, tried_settings, value_text, varying_settings
 from backdoor_core.errors import ConfigError, unknown_name
 from backdoor_core.spec import canonical_json

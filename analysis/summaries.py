@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from analysis.columns import (
     TWIN,
@@ -28,6 +27,7 @@ from analysis.columns import (
 )
 from analysis.grouping import Group, Grouping, grouped
 from analysis.scan import Scan
+from analysis.seeds import NOTHING, Estimate, over_seeds
 from analysis.table import ResultTable
 from analysis.totals import Totals, totals_of
 from backdoor_core.record import wilson
@@ -40,23 +40,6 @@ REFERENCES = ("victim_cacc", "victim_asr", "twin_cacc", "twin_asr")
 _SIGNED = frozenset({"asrd", "cacc_drop"})
 _MEANS = (*METRICS, *REFERENCES, "fit_s")
 _OWN_INTERVALS = ("cacc_low", "cacc_high", "asr_low", "asr_high", "n_clean", "n_triggered")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over `n` seeds with a 95 % interval.
-
-    With two or more seeds it is Student's t-interval over seeds, cut to what the metric can be; with one
-    seed the row's own Wilson interval, and None where the metric has none.
-    """
-
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-
-
-NOTHING = Estimate()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +94,10 @@ def estimate(metric: str, rows: Sequence[Mapping[str, Any]]) -> Estimate:
     if not known:
         return NOTHING
     values = [float(row[metric]) for row in known]
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
+    if len(values) == 1:
         low, high = _own_interval(metric, known[0])
-        return Estimate(mean=mean, low=low, high=high, n=1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
-    floor = -1.0 if metric in _SIGNED else 0.0
-    return Estimate(mean=mean, low=max(floor, mean - half), high=min(1.0, mean + half), n=n)
+        return Estimate(mean=values[0], low=low, high=high, n=1)
+    return over_seeds(values, floor=-1.0 if metric in _SIGNED else 0.0, ceiling=1.0)
 
 
 def _own_interval(metric: str, row: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.summaries import Estimate, Summary
+from analysis.seeds import Estimate
+from analysis.summaries import Summary
 from analysis.worst import WorstCase
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.summaries import NOTHING, Estimate, Summary
+from analysis.seeds import NOTHING, Estimate
+from analysis.summaries import Summary
 
 
 @dataclass(frozen=True, kw_only=True)

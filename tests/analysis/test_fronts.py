@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis.fronts import asr_curve, drop_curve, hypervolume, interval_front, step_at
-from analysis.summaries import Estimate, summaries
+from analysis.seeds import Estimate
+from analysis.summaries import summaries
 from analysis.tradeoff import Point, cheapest_at_asr, pareto_front, safest_at_drop, worst_points
 from analysis.worst import worst_cases
 

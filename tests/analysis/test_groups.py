@@ -9,8 +9,8 @@ import pytest
 
 import analysis
 from analysis.groups import groups
-from analysis.seeds import over_seeds
-from analysis.summaries import Estimate, estimate, summaries
+from analysis.seeds import Estimate, over_seeds
+from analysis.summaries import estimate, summaries
 
 
 def _same_as_summaries(out: Path) -> None:

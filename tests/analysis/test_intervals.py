@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binom
 
 from analysis.intervals import bootstrap_mean, clustered_mean, share, student_mean
-from analysis.summaries import NOTHING, Estimate, estimate
+from analysis.seeds import NOTHING, Estimate
+from analysis.summaries import estimate
 from backdoor_core.errors import ConfigError, DataError
 
 

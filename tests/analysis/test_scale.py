@@ -31,7 +31,8 @@ from analysis.columns import (
     swept,
 )
 from analysis.kinds import mixed
-from analysis.summaries import METRICS, REFERENCES, Estimate, Summary, estimate, summaries
+from analysis.seeds import Estimate
+from analysis.summaries import METRICS, REFERENCES, Summary, estimate, summaries
 from analysis.table import ResultTable
 from backdoor_core import open_table
 from backdoor_core.errors import DataError, DependencyError

@@ -11,8 +11,8 @@ import pytest
 
 import analysis
 from analysis.importance import LEAST_TRIED, importances
+from analysis.seeds import Estimate
 from analysis.sensitivity import BINS, response_curve, response_curves, stability
-from analysis.summaries import Estimate
 from analysis.tried import tried_settings
 from backdoor_core.errors import ConfigError, DependencyError
 

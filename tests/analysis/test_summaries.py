@@ -17,7 +17,8 @@ from analysis.exports import (
     number,
     with_interval,
 )
-from analysis.summaries import Estimate, estimate, summaries
+from analysis.seeds import Estimate
+from analysis.summaries import estimate, summaries
 from analysis.worst import worst_cases
 from backdoor_core.record import wilson
 

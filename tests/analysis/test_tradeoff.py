@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import analysis
-from analysis.summaries import Estimate, summaries
+from analysis.seeds import Estimate
+from analysis.summaries import summaries
 from analysis.tradeoff import (
     Point,
     cell_points,
