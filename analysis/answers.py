@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.columns import TWIN
+from analysis.columns import ORACLE, TWIN
 from analysis.exports import number
 from analysis.summaries import Summary
 from analysis.tradeoff import Point, cheapest_at_asr, safest_at_drop, worst_points
@@ -126,7 +126,7 @@ def _caveats(members: Sequence[Summary], mine: Sequence[WorstCase]) -> list[str]
     partial = [case.setting for case in mine if not case.complete]
     if partial:
         sentences.append(f"Not compared, as cells are missing: {_listed(partial)}.")
-    oracle = [case.setting for case in mine if case.tuning_mode == "oracle"]
+    oracle = [case.setting for case in mine if case.tuning_mode == ORACLE]
     if oracle:
         sentences.append(f"Not compared, as tuned by looking at the attack: {_listed(oracle)}.")
     if sum(case.rankable for case in mine) > 2:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.columns import ORACLE
 from analysis.groups import groups
 from analysis.rank_tests import FEWEST_BLOCKS, FEWEST_METHODS
 from analysis.summaries import METRICS, Summary, summaries
@@ -21,7 +22,6 @@ from backdoor_core.errors import ConfigError, DataError, unknown_name
 
 BlockKind = Literal["cell_seed", "cell"]
 BLOCK_KINDS = ("cell_seed", "cell")
-_ORACLE = "oracle"
 
 _Cell = tuple[str, str, str]
 _Scores = dict[_Cell, dict[int, dict[str, float]]]
@@ -118,7 +118,7 @@ def _methods(
     for name in asked or ():
         if name not in modes:
             raise ConfigError(unknown_name("defense setting", name, modes))
-        if modes[name] == _ORACLE and not with_oracle:
+        if modes[name] == ORACLE and not with_oracle:
             raise ConfigError(
                 f"{name!r} was tuned by looking at the attack, so it is not ranked; with_oracle=True ranks it"
             )
@@ -127,7 +127,7 @@ def _methods(
     for name, mode in modes.items():
         if asked is not None and name not in asked:
             left_out[name] = "not asked for"
-        elif mode == _ORACLE and not with_oracle:
+        elif mode == ORACLE and not with_oracle:
             left_out[name] = "tuned by looking at the attack (oracle), not ranked"
         elif name not in measured:
             left_out[name] = "no number in any block"

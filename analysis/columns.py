@@ -19,6 +19,11 @@ from backdoor_core.spec import canonical_json
 FAMILIES = ("task", "plm", "attack", "defense")
 TWIN = "none"
 """Name of the attack that implants nothing, and of the pipeline without a defense."""
+SETUP = ("task", "task_settings", "plm", "plm_settings", "training_settings")
+"""The columns that say what was defended: a setup."""
+DEFAULT = "default"
+ORACLE = "oracle"
+"""Tuning modes: the sweep file's settings, and those chosen by the true trigger, which are never ranked."""
 TRAINING = "training"
 _BY_CELL = frozenset({"limits_met", "tried", "tried_on"})
 """Of a `tuning` column, what a search came to rather than what was asked of it."""
@@ -132,9 +137,7 @@ def axes_of(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], t
     Identities hold whole settings; labels may be cut short and are for people only. Of a search the identity is what
     was asked of it; how many settings it came to try stands for that only in rows that do not say what was asked.
     """
-    setup = tuple(
-        row[name] for name in ("task", "task_settings", "plm", "plm_settings", "training_settings")
-    )
+    setup = tuple(row[name] for name in SETUP)
     cell = (row["attack"], row["attack_settings"], rate_of(row), bool(row["adaptive"]))
     asked = search_of(row["tuning"])
     trials = row["tuning_trials"] if asked is None else None
@@ -198,8 +201,8 @@ def cell_label(row: Mapping[str, Any], names: Swept) -> str:
 
 def setting_label(row: Mapping[str, Any], names: Swept, found: bool = False) -> str:
     """Label of a row's defense setting. `found`: the settings are what a search found, so leave them out."""
-    mode = row["tuning_mode"] or "default"
-    tuned = "" if mode == "default" else f"tuned: {mode}"
+    mode = row["tuning_mode"] or DEFAULT
+    tuned = "" if mode == DEFAULT else f"tuned: {mode}"
     settings = {} if found else settings_of(row["defense_settings"])
     return names.label("defense", row["defense"], settings, tuned)
 

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import TWIN
+from analysis.columns import DEFAULT, SETUP, TWIN
 from analysis.exports import NONE, with_interval
-from analysis.groups import DEFAULT, Group, groups
+from analysis.groups import Group, groups
 from analysis.seeds import NOTHING, Estimate, over_seeds
 from analysis.table import ResultTable
 
 _HOUR_S = 3600.0
 _TENTH = 0.1
-_SETUP = ("task", "task_settings", "plm", "plm_settings", "training_settings")
 
 Undefended = Mapping[tuple[tuple[str, str], str, int], Mapping[str, Any]]
 
@@ -103,7 +102,7 @@ def _search_s(
     seconds = [
         row["seconds"]
         for row in tuning
-        if (*(row[name] for name in _SETUP), row["defense"], row["tuning_mode"]) == wanted
+        if (*(row[name] for name in SETUP), row["defense"], row["tuning_mode"]) == wanted
         and (not several or row["tuning"] in texts)
     ]
     known = [value for value in seconds if value is not None]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import TWIN
+from analysis.columns import DEFAULT, ORACLE, TWIN
 from analysis.exports import with_interval
-from analysis.groups import DEFAULT, ORACLE, Group, groups
+from analysis.groups import Group, groups
 from analysis.seeds import Estimate, over_seeds
 from analysis.table import ResultTable
 

@@ -18,8 +18,6 @@ from backdoor_core.record import SCHEMA
 
 _LONG = frozenset({"spec", "log", "error", "flags"})
 """Columns that no table of groups reads, and that are most of a ledger's bytes."""
-DEFAULT = "default"
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.columns import TWIN
-from analysis.groups import ORACLE
+from analysis.columns import ORACLE, TWIN
 from analysis.seeds import Estimate
 from analysis.standings import leaderboard_json, leaderboard_markdown
 from analysis.summaries import Summary, summaries

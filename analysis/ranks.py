@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.columns import TWIN
+from analysis.columns import DEFAULT, ORACLE, TWIN
 from analysis.comparison import LOWER_IS_BETTER, Comparison, compare
-from analysis.groups import DEFAULT, ORACLE
 from analysis.summaries import Summary
 from analysis.table import ResultTable
 from backdoor_core.errors import DataError

@@ -13,9 +13,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.columns import TWIN, axes_of, settings_of
+from analysis.columns import DEFAULT, TWIN, axes_of, settings_of
 from analysis.exports import with_interval
-from analysis.groups import DEFAULT
 from analysis.history import History
 from analysis.importance import LEAST_TRIED, Importances, importances
 from analysis.looks import error_bars, hover, layout, style_of, wrapped

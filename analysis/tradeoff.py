@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.columns import ORACLE
 from analysis.seeds import Estimate
 from analysis.summaries import Summary
 from analysis.worst import WorstCase
@@ -41,8 +42,8 @@ def cell_points(summaries: Iterable[Summary], setup: tuple[str, str], cell: str)
             cacc=summary.of("cacc"),
             cacc_drop=summary.of("cacc_drop"),
             settings=summary.settings,
-            ranked=summary.tuning_mode != "oracle",
-            note="" if summary.tuning_mode != "oracle" else "oracle tuning, not ranked",
+            ranked=summary.tuning_mode != ORACLE,
+            note="" if summary.tuning_mode != ORACLE else "oracle tuning, not ranked",
         )
         for summary in summaries
         if summary.setup == setup and summary.cell == cell and _placed(summary)

@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import TWIN, axes_of, settings_of
-from analysis.groups import DEFAULT
+from analysis.columns import DEFAULT, SETUP, TWIN, axes_of, settings_of
 from backdoor_core.errors import ConfigError, unknown_name
 from backdoor_core.spec import canonical_json
-
-_SETUP = ("task", "task_settings", "plm", "plm_settings", "training_settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ def tried_settings(rows: Iterable[Mapping[str, Any]], metric: str) -> tuple[Trie
             raise ConfigError(unknown_name("column", metric, row))
         if not _counts(row):
             continue
-        setups.add(tuple(row[name] for name in _SETUP))
+        setups.add(tuple(row[name] for name in SETUP))
         defenses.add(row["defense"])
         value = row[metric]
         if value is not None and math.isfinite(value):

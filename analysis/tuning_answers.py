@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from analysis.columns import DEFAULT, ORACLE
 from analysis.exports import number
 from analysis.gaps import HONEST_MODES, TuningGap
-from analysis.groups import DEFAULT, ORACLE
 from analysis.tradeoff import Point, safest_at_drop, worst_points
 from analysis.worst import WorstCase
 

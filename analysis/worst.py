@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.columns import ORACLE
 from analysis.seeds import NOTHING, Estimate
 from analysis.summaries import Summary
 
@@ -56,7 +57,7 @@ class WorstCase:
     @property
     def rankable(self) -> bool:
         """Whether it may be ranked: complete, and not tuned by looking at the attack (`oracle`)."""
-        return self.complete and self.tuning_mode != "oracle"
+        return self.complete and self.tuning_mode != ORACLE
 
 
 def worst_cases(summaries: Iterable[Summary]) -> tuple[WorstCase, ...]:
