@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from analysis.seeds import Estimate
 from analysis.summaries import METRICS, REFERENCES, Summary
@@ -154,8 +154,18 @@ def setups_of(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(summary.setup for summary in summaries))
 
 
-def markdown_text(summaries: Sequence[Summary]) -> str:
-    """`summary.md`: for each setup the worst cases over attacks, then every cell, in GitHub's Markdown."""
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Titles and rows."""
+
+
+def markdown_text(
+    summaries: Sequence[Summary],
+    more: Mapping[tuple[str, str], Mapping[str, Table]] | None = None,
+) -> str:
+    """`summary.md`: for each setup the worst cases over attacks, then every cell, in GitHub's Markdown.
+
+    `more` has further tables by setup and heading; those without rows are left out.
+    """
     parts = ["# Summary", ""]
     if not summaries:
         parts += ["No trial has finished yet.", ""]
@@ -175,6 +185,9 @@ def markdown_text(summaries: Sequence[Summary]) -> str:
         if cases:
             parts += ["### Worst case over attacks", "", *_table(*worst_table(cases)), ""]
         parts += ["### Every attack cell", "", *_table(*cell_table(mine)), ""]
+        for heading, (titles, rows) in ((more or {}).get((task, plm)) or {}).items():
+            if rows:
+                parts += [f"### {heading}", "", *_table(titles, rows), ""]
     return "\n".join(parts)
 
 

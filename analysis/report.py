@@ -24,6 +24,7 @@ from analysis.facts import (
     reproduce,
     title,
 )
+from analysis.gaps import gap_table
 from analysis.leaderboard import BUDGET, MIN_SEEDS
 from analysis.plots import static_tradeoff
 from analysis.ranks import METRIC, ranks
@@ -36,6 +37,7 @@ from backdoor_core.store import Folder
 
 REPORT = "report.html"
 SUMMARY_CSV = "summary.csv"
+GAPS = "Tuned settings minus the oracle's, seed by seed"
 SUMMARY_MARKDOWN = "summary.md"
 
 Source = ResultTable | str | Path | Iterable[str | Path]
@@ -63,7 +65,11 @@ def write_report(
     page = report_html(contents, examples_note)
     folder = Folder(results.folders[0] if destination is None else destination).make()
     folder.write(SUMMARY_CSV, csv_text(found).encode())
-    folder.write(SUMMARY_MARKDOWN, markdown_text(found).encode())
+    more = {
+        setup: {GAPS: gap_table([gap for gap in contents.gaps if gap.setup == setup])}
+        for setup in setups_of(found)
+    }
+    folder.write(SUMMARY_MARKDOWN, markdown_text(found, more).encode())
     folder.write(REPORT, page.encode())
     return Path(folder.path(REPORT))
 

@@ -11,11 +11,12 @@ import pytest
 import analysis
 from analysis.columns import swept
 from analysis.examples import Example, TrialExamples, chosen_rows
+from analysis.exports import with_interval
 from analysis.gaps import tuning_gaps
 from analysis.history import histories, history_figure
 from analysis.parallel import MOST_LINES, Line, parallel_figure
 from analysis.ranks import MOST_METHODS, ranks
-from analysis.report import write_critical_svg, write_report
+from analysis.report import GAPS, write_critical_svg, write_report
 from analysis.responses import FILE, SEARCH, sources
 from analysis.summaries import summaries
 from analysis.tuned import tuning_rows
@@ -226,3 +227,14 @@ def test_a_trial_without_a_single_success(tuned_out: Path, tmp_path: Path) -> No
     examples = [TrialExamples.of({"key": row["key"], "kinds": kinds})]
     page = write_report(results, tmp_path, examples=examples).read_text(encoding="utf-8")
     assert "0 of 40 triggered texts still get the target" in page
+
+
+def test_the_summary_in_markdown_has_the_gap_to_the_oracle(tuned_out: Path, tmp_path: Path) -> None:
+    write_report(tuned_out, tmp_path)
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    gaps = tuning_gaps(analysis.load(tuned_out))
+    part = text.split(f"### {GAPS}\n")[1]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(gaps)
+    assert f"| {gaps[0].cell} | " in lines[2]
+    assert with_interval(gaps[0].asr) in lines[2]
