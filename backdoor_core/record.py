@@ -192,6 +192,7 @@ TUNING_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("finished_at", pa.float64()),
         pa.field("reports", pa.list_(pa.float64())),
+        pa.field("error_class", pa.string()),
     ]
 )  # fmt: skip
 """One row for each setting that a study tried: all that its chooser was told, from the tune split.

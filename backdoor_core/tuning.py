@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from backdoor_core.defense import Decision, Defense, listening
-from backdoor_core.errors import AccessError, PrunedError
+from backdoor_core.errors import AccessError, ConfigError, PrunedError
 from backdoor_core.evaluation import accuracy, answered, fixed_target, touched
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import TrialSpec, TuningMode
@@ -125,11 +125,13 @@ class TuningView:
             if target is None:
                 target = fixed_target(decision, rows.labels, self.classes)
             shares.append(answered(decision, rows.labels, target).value or 0.0)
-        return float(np.mean(shares)) if shares else 0.0
+        return float(np.mean(shares))
 
 
 def tuning_view(workshop: Workshop, pipeline: Pipeline, *, triggered: bool) -> TuningView:
     """The view of the pipeline's fitted defense, fitted and observed on the tune split now where that is not stored.
+
+    Raises ConfigError where triggered rows are asked for and the attack has no trigger.
 
     `triggered` grants this pipeline's own triggered rows: true for a cell of the defender's own making, for another
     attack than the one that is held out, and for the oracle.
@@ -140,6 +142,10 @@ def tuning_view(workshop: Workshop, pipeline: Pipeline, *, triggered: bool) -> T
     answers = None
     if triggered:
         triggers, rows = workshop.triggers(pipeline)
+        if not triggers:
+            raise ConfigError(
+                f"attack {pipeline.attack.catalog_name()} has no trigger with these settings, so no ASR to tune by"
+            )
         answers = [
             TriggeredAnswers(observation=table, labels=stamped.labels.copy(), target=trigger.target_label)
             for trigger, stamped, table in zip(
@@ -170,20 +176,27 @@ def combined(scores: Sequence[TuneScores]) -> TuneScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One setting tried on one cell and seed: what a search that knows no trigger is told, and one that does.
+    """One setting tried on one cell and seed. All JSON.
 
-    `knowing` is None where the cell has no trigger. `reports` are CACCs on the tune split after each epoch, where the
-    defense reports them; `pruned` says why the training was ended early, and then there are no scores. All JSON.
+    `scores` are those of the view that was asked for. `reports` are CACCs on the tune split after each epoch, where the
+    defense reports them; `pruned` says why the training was ended early, and then there are no scores. `seconds` is
+    what fit and observation took when they were made, whenever that was; None where nothing was.
     """
 
-    blind: dict[str, Any]
-    knowing: dict[str, Any] | None = None
+    scores: dict[str, Any] | None
     reports: tuple[float, ...] = ()
     pruned: str | None = None
+    seconds: float | None = None
 
 
-def probe(workshop: Workshop, spec: TrialSpec, *, floors: Sequence[float] | None = None) -> Probe:
-    """Fits one setting and scores it on the tune split; the test split is not looked at.
+def probe(
+    workshop: Workshop,
+    spec: TrialSpec,
+    *,
+    triggered: bool,
+    floors: Sequence[float] | None = None,
+) -> Probe:
+    """Fits one setting and scores it on the tune split, seen as `tuning_view` gives it; test rows are not looked at.
 
     With `floors` the defense's reports are followed: the training ends after the epoch in which the CACC on the tune
     split is below that epoch's floor (epochs beyond the last floor have none).
@@ -191,23 +204,19 @@ def probe(workshop: Workshop, spec: TrialSpec, *, floors: Sequence[float] | None
     pipeline = Pipeline(spec)
     reports: list[float] = []
     if floors is None:
-        views = _views(workshop, pipeline)
+        view = tuning_view(workshop, pipeline, triggered=triggered)
     else:
         try:
             with listening(_follower(workshop, pipeline, floors, reports)):
-                views = _views(workshop, pipeline)
+                view = tuning_view(workshop, pipeline, triggered=triggered)
         except PrunedError as error:
-            return Probe(blind={}, reports=tuple(reports), pruned=str(error))
-    decide = deciding(pipeline.defenses)
-    scores = [None if view is None else view.scores(decide).as_dict() for view in views]
-    return Probe(blind=scores[0] or {}, knowing=scores[1], reports=tuple(reports))
-
-
-def _views(workshop: Workshop, pipeline: Pipeline) -> tuple[TuningView, TuningView | None]:
-    blind = tuning_view(workshop, pipeline, triggered=False)
-    if not workshop.triggers(pipeline)[0]:
-        return blind, None
-    return blind, tuning_view(workshop, pipeline, triggered=True)
+            return Probe(scores=None, reports=tuple(reports), pruned=str(error))
+    facts = workshop.observations(pipeline, (SPLIT,)).facts
+    return Probe(
+        scores=view.scores(deciding(pipeline.defenses)).as_dict(),
+        reports=tuple(reports),
+        seconds=facts["fit_s"] + facts["seconds"] if "fit_s" in facts else None,
+    )
 
 
 def _follower(

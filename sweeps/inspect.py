@@ -72,8 +72,13 @@ class Status:
 
 def note_store(out: Folder, store: str) -> None:
     """Writes down which store a run used, so that later commands find its artifacts."""
-    if noted_store(out) != store:
-        out.write(STORE_NOTE, store.encode())
+    _note(out, STORE_NOTE, store.encode())
+
+
+def _note(out: Folder, name: str, content: bytes) -> None:
+    """Writes a file where it does not say so already: a run that has nothing to do touches nothing."""
+    if not out.exists(name) or out.read(name) != content:
+        out.write(name, content)
 
 
 def noted_store(out: Folder) -> str | None:
@@ -93,8 +98,8 @@ def note_run(out: Folder, sweep: Sweep, tasks: Iterable[TaskData]) -> None:
         "sha256": hashlib.sha256(text).hexdigest(),
         "splits": [data.hashes for data in tasks],
     }
-    out.write(SWEEP_NOTE, text)
-    out.write(RUN_NOTE, json.dumps(note, indent=2).encode())
+    _note(out, SWEEP_NOTE, text)
+    _note(out, RUN_NOTE, json.dumps(note, indent=2).encode())
 
 
 def status_of(out: Path, store: str) -> Status:

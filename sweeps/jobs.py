@@ -22,7 +22,7 @@ from backdoor_core.record import Metric, TrialRecord
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
-from backdoor_core.tuning import probe
+from backdoor_core.tuning import Probe, probe
 from sweeps.memory import give_freed_memory_back, keep_freed_memory
 
 _LOG = logging.getLogger("backdoor_core.job")
@@ -67,7 +67,7 @@ def _done(
         if payload["kind"] == "trial":
             return _run_trials(workshop, specs, payload["attempts"], context, log)
         if payload["kind"] == "probe":
-            return {"answer": asdict(probe(workshop, specs[0], floors=payload["floors"]))}
+            return {"answer": asdict(_tried(workshop, specs[0], payload))}
         _BUILD[payload["kind"]](workshop, specs[0])
         return {}
     except Exception as error:
@@ -75,6 +75,10 @@ def _done(
         return {"error_class": error_class(error), "error": _worded(error)}
     finally:
         _release_memory()
+
+
+def _tried(workshop: Workshop, spec: TrialSpec, payload: Mapping[str, Any]) -> Probe:
+    return probe(workshop, spec, triggered=payload["triggered"], floors=payload["floors"])
 
 
 def _run_trials(

@@ -97,7 +97,7 @@ def plan_sweep(
     for spec in [*plan.trials.values(), *(one.spec for one in tuned)]:
         _check_task(plan, workshop, Pipeline(spec))
     if sweep.tuning is not None:
-        _add_studies(plan, ledger, tuned, sweep.tuning, retry=rerun is not None)
+        _add_studies(plan, ledger, tuned, sweep.tuning, rerun=rerun)
     _settle(plan, ledger, rerun)
     plan.notices += workshop.notices
     for pipeline in map(Pipeline, plan.pending.values()):
@@ -119,20 +119,20 @@ def _add_studies(
     tuned: Sequence[Candidate],
     settings: TuningSettings,
     *,
-    retry: bool,
+    rerun: str | None,
 ) -> None:
     """The studies that are not over, and the trials that those which are have ended in.
 
-    With `retry`, settings that failed count as not tried.
+    Settings that failed with the error class `rerun` (or `all`) count as not tried.
     """
     labels = {key: len(data.label_names) for key, data in plan.tasks.items()}
     studies, impossible = studies_of(tuned, settings, labels)
     for spec, reason in impossible:
         plan.trials[spec.key] = spec
         plan.skipped[spec.key] = reason
-    plan.tried = finished_rows(ledger.tried(), with_failed=not retry)
-    failed = ledger.table().filter(pc.field("status") == "failed")["key"].to_pylist()
-    lost = frozenset() if retry else frozenset(failed)
+    plan.tried = finished_rows(ledger.tried(), rerun=rerun)
+    failed = ledger.table().filter(pc.field("status") == "failed").select(["key", "error_class"])
+    lost = {row["key"] for row in failed.to_pylist() if rerun not in ("all", row["error_class"])}
     for study in studies:
         rows = plan.tried.get(study.key, [])
         told = [study.restored(row, json.loads(row["settings"])) for row in rows]

@@ -18,7 +18,8 @@ class Job:
     """A unit of scheduled work: bring a PLM, train a victim, observe the twin, try a setting, or run a trial.
 
     `specs` are the trials that a `trial` job leaves rows for (post-hoc settings ride along), else one spec that
-    says what to build. `needs` are the keys of jobs that must be done before. `floors` are those of `tuning.probe`.
+    says what to build. `needs` are the keys of jobs that must be done before. `triggered` and `floors` are
+    those of `tuning.probe`.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Job:
     specs: tuple[TrialSpec, ...]
     attempts: tuple[int, ...] = ()
     needs: frozenset[str] = frozenset()
+    triggered: bool = False
     floors: tuple[float, ...] | None = None
     group: str = ""
     """Jobs of one group share what they fit: they do not run at the same time."""
@@ -39,6 +41,7 @@ class Job:
             "label": self.label,
             "specs": [spec.model_dump(mode="json") for spec in self.specs],
             "attempts": list(self.attempts),
+            "triggered": self.triggered,
             "floors": None if self.floors is None else list(self.floors),
         }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, cast
 
 import pyarrow as pa
@@ -28,6 +29,12 @@ from sweeps.sampling import Sampler
 from sweeps.search import Search, Told
 from sweeps.tuning_settings import TuningSettings, is_post_hoc, strength, with_settings
 
+_SEARCH_CODE = tuple(
+    f"sweeps.{name}" for name in ("studies", "search", "sampling", "tuning_settings", "tuning")
+)
+"""What decides points and choices beside the core."""
+_TRIGGER_SETTINGS = ("trigger", "word", "words", "sentence", "symbols", "triggers")
+"""Settings that hold the words of a trigger, whatever the attack."""
 FINISHED = ("complete", "failed", "pruned")
 
 
@@ -52,7 +59,7 @@ class Study:
         return digest(
             "study", self.tuning.model_dump(mode="json"), [d.spec().identity() for d in self.chain],
             [place.key for place in self.places], self.seed,
-            code_fingerprint("backdoor_core.tuning", "sweeps.studies"),
+            code_fingerprint("backdoor_core.tuning", *_SEARCH_CODE), version("optuna"),
         )  # fmt: skip
 
     @property
@@ -169,6 +176,7 @@ class Study:
         seconds: float,
         now: float,
         error: str | None = None,
+        error_class: str | None = None,
     ) -> dict[str, Any]:
         """A point as a row of `record.TUNING_SCHEMA`."""
         final = self.finals[0]
@@ -200,6 +208,7 @@ class Study:
             "error": error,
             "finished_at": now,
             "reports": list(told.reports),
+            "error_class": error_class,
         }
 
     def restored(self, row: Mapping[str, Any], point: Mapping[str, Any]) -> Told:
@@ -266,11 +275,12 @@ def _cell(spec: TrialSpec) -> str:
     return digest(spec.attack.identity(), spec.trained_on)
 
 
-def finished_rows(table: pa.Table, *, with_failed: bool = True) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `Ledger.tried` by study; without those that failed, where they are to be tried again."""
+def finished_rows(table: pa.Table, *, rerun: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `Ledger.tried` by study; without those that failed with the error class `rerun` (or `all`)."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        if row["state"] in FINISHED and (with_failed or row["state"] != "failed"):
+        again = row["state"] == "failed" and rerun in ("all", row["error_class"])
+        if row["state"] in FINISHED and not again:
             found.setdefault(row["study"], []).append(row)
     return found
 
@@ -317,8 +327,9 @@ def studies_of(
 
 _WHY_NOT: Mapping[TuningMode, str] = {
     "clean-val": "",
-    "pseudo": "",
-    "transfer": "transfer needs another attack in the sweep that the defense is tried against in this seed",
+    "pseudo": "the attack altered the PLM: a victim of the defender's own would not have what is to be removed",
+    "transfer": "transfer needs another attack in the sweep, with another trigger, that the defense is tried against "
+    "in this seed",
     "oracle": "without an attack there is no trigger to know",
 }
 
@@ -332,14 +343,14 @@ def _places(
     spec = candidate.spec
     if mode == "clean-val" or (mode == "oracle" and _has_trigger(spec)):
         yield spec
-    elif mode == "pseudo":
+    elif mode == "pseudo" and not _alters_the_plm(spec):
         count = labels[Pipeline(spec).task_key]
         target = derive(spec.seed, "pseudo", "target") % count
         attack = catalog.make("attack", "pseudo", {"target_label": target}).spec()
         yield spec.model_copy(update={"attack": attack, "trained_on": "clean"})
     elif mode == "transfer":
         for other in peers.get(_but_attack(candidate), ()):
-            if other.attack.name != spec.attack.name:
+            if other.attack.name != spec.attack.name and not _words(other) & _words(spec):
                 yield other
 
 
@@ -352,4 +363,19 @@ def _but_attack(candidate: Candidate) -> str:
 
 def _has_trigger(spec: TrialSpec) -> bool:
     attack = cast(Attack, catalog.from_spec(spec.attack))
-    return attack.implants() and type(attack).prepare is not Attack.prepare
+    # An attack whose trigger is a setting may be without one.
+    known = getattr(attack, "trigger", attack) is not None
+    return known and attack.implants() and type(attack).prepare is not Attack.prepare
+
+
+def _alters_the_plm(spec: TrialSpec) -> bool:
+    return Pipeline(spec).attacker_corrupts
+
+
+def _words(spec: TrialSpec) -> frozenset[str]:
+    """The trigger words that an attack's settings name: attacks that share one are no other attacks to tune on."""
+    found: set[str] = set()
+    for name in _TRIGGER_SETTINGS:
+        value = spec.attack.settings.get(name)
+        found |= {value} if isinstance(value, str) else set(map(str, value or ()))
+    return frozenset(found)

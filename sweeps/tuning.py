@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from backdoor_core.errors import SweepError
+from backdoor_core.errors import SweepError, error_class
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import TrialSpec, digest
@@ -31,9 +31,13 @@ _ALL = -1
 """Stands for all points of a study that needs no new fit."""
 
 
-def probe_key(spec: TrialSpec) -> str:
-    """The key of the job that tries a setting."""
-    return digest("job", "probe", spec.key)
+def probe_key(spec: TrialSpec, triggered: bool, floors: Sequence[float] | None = None) -> str:
+    """The key of the job that tries a setting, seen with or without triggered rows.
+
+    Both find one stored fit, but neither answer stands in for the other: what knows no trigger is told by a job that
+    looked at none. A training that may be ended early is followed by the floors of one study alone.
+    """
+    return digest("job", "probe", spec.key, triggered, floors)
 
 
 @dataclass
@@ -52,8 +56,11 @@ class _Open:
 
     @property
     def floors(self) -> tuple[float, ...] | None:
-        """Below which a report is hopeless, by epoch; None where the sweep does not prune."""
-        if not self.study.settings.pruning:
+        """Below which a report is hopeless, by epoch; None where nothing is ended early.
+
+        With several places it is not: their victims' CACCs differ.
+        """
+        if not self.study.settings.pruning or len(self.study.places) > 1:
             return None
         if len(self.within) < PRECEDENTS:
             return ()
@@ -156,16 +163,18 @@ class Searches:
 
     def _tell(self, one: _Open, number: int, outcomes: Sequence[Outcome]) -> None:
         """Tells the search what became of a point, and writes it down."""
-        seconds = sum(outcome.seconds for outcome in outcomes)
+        seconds = sum(map(_taken, outcomes))
         answers = [outcome.answer or {} for outcome in outcomes]
         reports = next((a["reports"] for a in answers if a.get("reports")), ())
-        error = next((o.error or o.error_class for o in outcomes if o.error_class), None)
+        failed = next((o for o in outcomes if o.error_class), None)
+        error = None if failed is None else failed.error or failed.error_class
         pruned = next((a["pruned"] for a in answers if a.get("pruned")), None)
         scores: TuneScores | None = None
         if error is None and pruned is None:
-            scores = combined([_granted(one.study, answer) for answer in answers])
+            scores = combined([TuneScores(**answer["scores"]) for answer in answers])
         one.waiting.pop(number, None)
-        row = self._told(one, number, scores, seconds, reports=reports, error=error, pruned=pruned)
+        row = self._told(one, number, scores, seconds, reports=reports, pruned=pruned, error=error,
+                         kind=failed.error_class if failed else None)  # fmt: skip
         self._ledger.append_tried([row])
 
     def _told(
@@ -177,9 +186,13 @@ class Searches:
         *,
         reports: Sequence[float] = (),
         error: str | None = None,
+        kind: str | None = None,
         pruned: str | None = None,
     ) -> dict[str, Any]:
-        """Tells the search of a point, and gives its row; without scores it has failed or was pruned."""
+        """Tells the search of a point, and gives its row; without scores it has failed or was pruned.
+
+        `kind` is the error's class.
+        """
         point = one.search.asked[number]
         if scores is None:
             state: Literal["failed", "pruned"] = "failed" if error is not None else "pruned"
@@ -187,13 +200,14 @@ class Searches:
         else:
             told = one.study.told(number, point, scores).checked()
             if told.state == "failed":
-                error, scores = f"a score is no finite number: {scores.as_dict()}", None
+                error, kind = f"a score is no finite number: {scores.as_dict()}", "nan"
+                scores = None
         told = replace(told, reports=tuple(reports))
         one.seconds += seconds
         one.search.tell(told)
         _remember(one, told)
         return one.study.row(told, scores, sweep=self._sweep, seconds=seconds, now=time.time(),
-                             error=error or pruned)  # fmt: skip
+                             error=error or pruned, error_class=kind)  # fmt: skip
 
     def _next(self, one: _Open) -> Iterator[Job]:
         """The next point's jobs where the budget allows one and none is open; the trials where the study is over."""
@@ -225,16 +239,17 @@ class Searches:
             except SweepError as error:
                 self._tell(one, number, [Outcome(error_class="config", error=str(error))])
                 return []
-        known = {probe_key(place): self._answers.get(probe_key(place)) for place in places}
+        knows, floors = one.study.knows_trigger, one.floors
+        keys = {probe_key(place, knows, floors): place for place in places}
+        known = {key: self._answers.get(key) for key in keys}
         one.waiting[number] = known
         jobs: list[Job] = []
-        for place in places:
-            key = probe_key(place)
+        for key, place in keys.items():
             if known[key] is None:
                 self._waiting.setdefault(key, set()).add(one.study.key)
                 needs, inputs = self._inputs(place)
                 jobs += [*inputs, Job(key=key, kind="probe", label=_label(one.study, place),
-                                      specs=(place,), needs=needs, floors=one.floors,
+                                      specs=(place,), needs=needs, triggered=knows, floors=floors,
                                       group=Pipeline(place).observed_key)]  # fmt: skip
         return [*jobs, *self._answered(one, number)]
 
@@ -255,12 +270,17 @@ class Searches:
             yield from self._close(one, failed)
             return
         workshop = Workshop(self._store)
-        views = [
-            tuning_view(workshop, Pipeline(place), triggered=one.study.knows_trigger)
-            for place in one.study.places
-        ]
+        try:
+            views = [
+                tuning_view(workshop, Pipeline(place), triggered=one.study.knows_trigger)
+                for place in one.study.places
+            ]
+        except SweepError as problem:  # what the job has stored was damaged or taken away since
+            cause = Outcome(error_class=error_class(problem), error=str(problem))
+            yield from self._close(one, cause)
+            return
         # What the fits took is shared by all points; the first row has it.
-        seconds = 0.0 if one.search.told else sum(outcome.seconds for outcome in outcomes)
+        seconds = 0.0 if one.search.told else sum(map(_taken, outcomes))
         rows = []
         while not self._is_over(one):
             start = time.perf_counter()
@@ -268,9 +288,9 @@ class Searches:
             if asked is None:
                 break
             number, point = asked
-            scores, error = _scored(one.study, point, views)
+            scores, error, kind = _scored(one.study, point, views)
             seconds += time.perf_counter() - start
-            rows.append(self._told(one, number, scores, seconds, error=error))
+            rows.append(self._told(one, number, scores, seconds, error=error, kind=kind))
             seconds = 0.0
         self._ledger.append_tried(rows)
         yield from self._close(one, None)
@@ -314,19 +334,20 @@ def _acts_before_training(spec: TrialSpec) -> bool:
 
 def _scored(
     study: Study, point: Mapping[str, Any], views: Sequence[TuningView]
-) -> tuple[TuneScores | None, str | None]:
-    """A point's scores on stored observations, or why there are none."""
+) -> tuple[TuneScores | None, str | None, str | None]:
+    """A point's scores on stored observations, or why there are none, and the class of that error."""
     try:
         decide = deciding(study.chain_at(point))
-        return combined([view.scores(decide) for view in views]), None
+        return combined([view.scores(decide) for view in views]), None, None
     except Exception as error:  # a user's `decide` may raise anything; the search goes on
         prefix = "" if isinstance(error, SweepError) else f"{type(error).__name__}: "
-        return None, f"{prefix}{error}"
+        return None, f"{prefix}{error}", error_class(error)
 
 
-def _granted(study: Study, answer: Mapping[str, Any]) -> TuneScores:
-    """What a study may know of a probe: the scores of the view that its mode grants."""
-    return TuneScores(**(answer["knowing"] if study.knows_trigger else answer["blind"]))
+def _taken(outcome: Outcome) -> float:
+    """What a probe cost: its fit and observation, also where these were in the store already."""
+    stored = (outcome.answer or {}).get("seconds")
+    return outcome.seconds if stored is None else float(stored)
 
 
 def _no_point(told: Sequence[Told]) -> Outcome | None:

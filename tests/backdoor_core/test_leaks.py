@@ -252,7 +252,7 @@ def test_nothing_secret_can_be_reached_while_a_search_listens(
 
     monkeypatch.setattr(FineTune, "repair", looking)
     spec = small_trial(TRIGGER, [{"name": "fine_tune", "epochs": 2}])
-    found = tuning.probe(used, spec, floors=())
+    found = tuning.probe(used, spec, triggered=False, floors=())
     assert seen == [set()]
     assert len(found.reports) == 2
 

@@ -110,11 +110,10 @@ def found(job: Job, *, asr: float | None = None, drop: float | None = None, **mo
     settings = job.specs[0].defenses[0].settings
     ratio = float(settings.get("mixing_ratio", settings.get("share", 0.5)))
     drop = 0.2 * (1 - ratio) if drop is None else drop
-    scores = {"cacc": 0.9 - drop, "cacc_drop": drop, "frr": None}
-    answer = Probe(
-        blind=scores | {"asr": None}, knowing=scores | {"asr": ratio if asr is None else asr},
-        **more,
-    )  # fmt: skip
+    scores = {"cacc": 0.9 - drop, "cacc_drop": drop, "frr": None, "asr": None}
+    if job.triggered:
+        scores["asr"] = ratio if asr is None else asr
+    answer = Probe(scores=scores, **more)
     return Outcome(seconds=1.0, answer=asdict(answer))
 
 
@@ -225,7 +224,7 @@ def test_failed_pruned_and_unfinished_numbers_are_told_as_such_and_hang_nothing(
         if number == 0:
             return Outcome(error_class="oom", error="no memory left", seconds=2.0)
         if number == 1:
-            given_up = Probe(blind={}, reports=(0.6,), pruned="below all others")
+            given_up = Probe(scores=None, reports=(0.6,), pruned="below all others")
             return Outcome(answer=asdict(given_up))
         if number == 2:
             return Outcome(error_class="lost")
@@ -298,13 +297,66 @@ def test_settings_that_do_not_go_together_are_failed_points(
 def test_studies_that_ask_for_one_point_try_it_once(
     tmp_path: Path, study: Callable[..., Study], slots: int
 ) -> None:
-    studies = [study("clean-val"), study("oracle")]
+    studies = [study("oracle"), study("oracle", limits={"cacc_drop": 0.1})]
     assert studies[0].key != studies[1].key
     bench = Bench(tmp_path, studies, found).run(slots)
     keys = [job.key for job in bench.probes]
     assert len(keys) == len(set(keys)) == 6, "random points of one seed are the same"
     assert len(bench.rows()) == 12
     assert len(bench.ends) == 2
+
+
+def test_what_knows_no_trigger_is_answered_by_jobs_that_looked_at_none(
+    tmp_path: Path, study: Callable[..., Study]
+) -> None:
+    """The fit is shared through the store (jobs of one group), the answer is not."""
+    bench = Bench(tmp_path, [study("clean-val"), study("oracle")], found).run(slots=2)
+    assert sorted(job.triggered for job in bench.probes) == [False] * 6 + [True] * 6
+    assert len({job.key for job in bench.probes}) == 12
+    assert len({job.group for job in bench.probes}) == 6
+    for row in bench.rows():
+        assert (row["asr"] is None) == (row["tuning_mode"] == "clean-val")
+
+
+def test_a_training_is_followed_by_the_floors_of_its_own_study(
+    tmp_path: Path, study: Callable[..., Study]
+) -> None:
+    """What one study gives up another does not: their limits, and so their floors, differ."""
+    studies = [study("oracle", pruning=True), study("oracle", pruning=True, limits={"frr": 0.1})]
+
+    def answer(job: Job) -> Outcome:
+        return found(job, drop=0.0, reports=(0.8 + 0.01 * len(bench.probes),))
+
+    bench = Bench(tmp_path, studies, answer)
+    bench.run()
+    followed = [job for job in bench.probes if job.floors]
+    assert followed
+    assert len({(job.specs[0].key, job.floors) for job in bench.probes}) == len(bench.probes)
+
+
+def test_seconds_are_those_of_the_fit_whenever_it_was_made(
+    tmp_path: Path, study: Callable[..., Study]
+) -> None:
+    rows = Bench(tmp_path, [study()], lambda job: found(job, seconds=7.5)).run().rows()
+    assert {row["seconds"] for row in rows} == {7.5}
+
+
+@pytest.mark.parametrize("again", ["oom", "all", "nan"])
+def test_only_failures_of_the_class_asked_for_count_as_not_tried(
+    tmp_path: Path, study: Callable[..., Study], again: str
+) -> None:
+    def answer(job: Job) -> Outcome:
+        if len(bench.probes) == 1:
+            return Outcome(error_class="oom", error="no memory left")
+        return found(job, drop=math.nan) if len(bench.probes) == 2 else found(job)
+
+    bench = Bench(tmp_path, [study()], answer)
+    bench.run()
+    (rows,) = finished_rows(bench.ledger.tried()).values()
+    assert [row["error_class"] for row in rows] == ["oom", "nan", None, None, None, None]
+    (left,) = finished_rows(bench.ledger.tried(), rerun=again).values()
+    assert len(left) == (4 if again == "all" else 5)
+    assert again not in [row["error_class"] for row in left]
 
 
 def test_a_study_goes_on_from_the_ledger(tmp_path: Path, study: Callable[..., Study]) -> None:
