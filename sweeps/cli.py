@@ -183,8 +183,9 @@ def tune(
 ) -> None:
     """Run a sweep with its defenses tuned, also where the file does not say `tune`.
 
-    Every defense that declares a space is tuned, except where its entry says `tune: false`. The options change the
-    section `tuning` of the file, as --set does (which has the last word).
+    An entry that says nothing is searched over the settings that it leaves open and that have a space with a stronger
+    end; where some of them need no new fit (thresholds), over these alone. `tune: false` leaves an entry as it is. The
+    options change the section `tuning` of the file, as --set does (which has the last word).
     """
     given = []
     if modes:

@@ -26,7 +26,7 @@ from backdoor_core.space import Dimension, Range, axes
 from backdoor_core.spec import Precision, TrainingSettings, canonical_json
 from backdoor_core.task import Task
 from sweeps.source import Keys, Source, read_source
-from sweeps.tuning_settings import SMOKE, TuningSettings, searched_space, strength
+from sweeps.tuning_settings import SMOKE, TuningSettings, is_post_hoc, searched_space, strength
 
 M = TypeVar("M", bound=Method)
 V = TypeVar("V", bound=BaseModel)
@@ -350,10 +350,13 @@ class _Reader:
     ) -> dict[str, Dimension] | None:
         """The space that an entry's `tune` stands for; None where it is not tuned, or after a problem.
 
-        An entry that says nothing is tuned by `sweeps tune` where a stronger end is known: no mode then fails on it.
+        An entry that says nothing is tuned by `sweeps tune` where a stronger end is known (no mode then fails on it),
+        and over the settings that need no new fit alone, where there are any.
         """
         if asked is None or asked is False:
             implied = searched_space(chain, True) if self.tune and asked is None else {}
+            free = {name: one for name, one in implied.items() if is_post_hoc(chain, {name: one})}
+            implied = free or implied
             return implied if strength(implied, _ends(implied)) is not None else None
         try:
             space = searched_space(chain, asked)

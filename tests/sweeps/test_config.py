@@ -549,6 +549,8 @@ def test_a_sweep_can_be_tuned_whole_where_its_file_does_not_ask_for_it(write: Wr
 
 def test_what_has_no_direction_is_left_alone_and_nothing_to_tune_is_told(write: Write) -> None:
     """Implied tuning: an entry whose open settings have no stronger end would fail in clean-val."""
+    (only,) = [load_sweep(write(defenses="[none, x_graad]"), tune=True).space_of(1)]
+    assert list(only or {}) == ["percentile"], "what needs no new fit, where there is any"
     sided = "{name: x_graad, percentile: 90}"
     sweep = load_sweep(write(defenses=f"[none, placebo, {sided}]"), tune=True)
     assert [bool(sweep.space_of(i)) for i in range(3)] == [False, True, False]

@@ -17,14 +17,15 @@ from click.testing import Result
 from backdoor_core import tuning
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop, split_key
-from backdoor_core.spec import digest
+from backdoor_core.spec import TrialSpec, digest
 from backdoor_core.store import ArtifactStore
 from sweeps.config import load_sweep
 from sweeps.jobs import _BUILD
 from sweeps.plan import Plan, plan_sweep
 from sweeps.run import _searches
 from sweeps.search import JOURNAL
-from sweeps.studies import Study
+from sweeps.studies import Candidate, Study, studies_of
+from sweeps.tuning_settings import TuningSettings, searched_space
 
 Cli = Callable[..., Result]
 MODES = ["default", "clean-val", "pseudo", "transfer", "oracle"]
@@ -384,3 +385,45 @@ def test_points_that_failed_are_tried_again_by_rerun_and_count_then(
     assert [row["settings"] for row in rows] == before, "the point that failed is tried again"
     assert "nothing to do" in cli("run", file, *places).output
     assert len({digest(row["study"], row["number"]) for row in rows}) == 3
+
+
+CF = {"name": "badnets", "words": ["cf"]}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "tried_on"),
+    [
+        ([CF, {"name": "addsent"}], {"addsent"}),
+        ([CF, {"name": "addsent", "sentence": "cf"}], set()),
+        ([CF, {"name": "pseudo"}, {"name": "addsent"}], {"pseudo", "addsent"}),
+        ([CF, {"name": "badnets", "words": ["mn"]}], set()),
+    ],
+)
+def test_transfer_leaves_out_attacks_of_the_same_name_or_trigger_word(
+    small_trial: Callable[..., TrialSpec], attacks: list[Any], tried_on: set[str]
+) -> None:
+    candidates = []
+    for attack in attacks:
+        spec = small_trial(attack, [{"name": "fine_mixing", "epochs": 1}])
+        chain = Pipeline(spec).defenses
+        space = searched_space(chain, ["mixing_ratio"])
+        candidates.append(Candidate(spec=spec, chain=chain, space=space))
+    settings = TuningSettings(modes=("transfer",))
+    made, impossible = studies_of(candidates, settings, {})
+    of_first = [one for one in made if candidates[0].spec in one.finals]
+    assert {place.attack.name for one in of_first for place in one.places} == tried_on
+    assert (candidates[0].spec.attack in [spec.attack for spec, _ in impossible]) == (not tried_on)
+
+
+@pytest.mark.parametrize(("trigger", "serves"), [(None, False), ("cf", True)])
+def test_without_a_known_trigger_there_is_no_oracle(
+    small_trial: Callable[..., TrialSpec], tmp_path: Path, trigger: str | None, serves: bool
+) -> None:
+    """A suspect model of the user's own may come without one."""
+    attack = {"name": "checkpoint", "path": str(tmp_path), "trigger": trigger}
+    spec = small_trial(attack, [{"name": "fine_mixing", "epochs": 1}])
+    chain = Pipeline(spec).defenses
+    one = Candidate(spec=spec, chain=chain, space=searched_space(chain, ["mixing_ratio"]))
+    made, impossible = studies_of([one], TuningSettings(modes=("oracle",)), {})
+    assert bool(made) == serves
+    assert bool(impossible) == (not serves)
