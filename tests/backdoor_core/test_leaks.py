@@ -23,12 +23,17 @@ from backdoor_core.attack import ACCESS, Poisoned, Trigger
 from backdoor_core.corpus import Corpus
 from backdoor_core.defense import Defense, View
 from backdoor_core.errors import AccessError
+from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
+from sweeps.jobs import run_job
+from sweeps.local import run_here
 from sweeps.sampling import Sampler
+from sweeps.schedule import Schedule
 from sweeps.search import Journal
 from sweeps.studies import Study
+from sweeps.tuning import Searches
 from sweeps.tuning_settings import TuningSettings, searched_space
 
 Trial = Callable[..., TrialSpec]
@@ -295,6 +300,30 @@ def test_a_search_is_told_numbers_and_reaches_nothing(
             assert (scores.asr is not None) == (mode == "oracle")
             search.tell(study.told(number, point, scores))
         assert leaks(search, secrets) == set()
+
+
+def test_what_runs_a_blind_search_holds_nothing_secret(
+    used: Workshop, secrets: Secrets, small_trial: Trial, tmp_path: Path
+) -> None:
+    """All that a run knows of a `clean-val` study once its jobs have answered: no ASR among it."""
+    spec = small_trial(TRIGGER, [{"name": "fine_tune", "epochs": 1}])
+    chain = Pipeline(spec).defenses
+    study = Study(mode="clean-val", chain=chain, space=searched_space(chain, ["learning_rate"]),
+                  settings=TuningSettings(sampler=Sampler(name="random"), trials=2),
+                  places=(spec,), finals=(spec,))  # fmt: skip
+    searches = Searches(
+        [study], {}, ledger=Ledger(tmp_path), store=used.store, sweep="s", journal=Journal(),
+        inputs=lambda spec: (frozenset(), []), finals=lambda *_: [],
+    )  # fmt: skip
+    schedule = Schedule.of(searches.start(), None, searches)
+    context = {"store": used.store.folder.url, "out": str(tmp_path), "sweep": "s", "threads": 1}
+    run_here(schedule, run_job, context)
+    outcomes = list(schedule.done.values())
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert outcome.error_class is None, outcome.error
+        assert (outcome.answer or {})["scores"]["asr"] is None
+    assert leaks(searches, secrets) == set()
 
 
 def test_all_accesses_are_walked(used: Workshop) -> None:
