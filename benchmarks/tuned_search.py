@@ -147,11 +147,15 @@ def main() -> None:
     surface = read(chosen.table)
     share, found = compared(surface)
     samplers: dict[str, Any] = {name: one.arguments for name, one in SAMPLERS.items()}
+    both = zip(found["tpe"], found["random"], strict=True)
+    pairs = [(tpe, other) for tpe, other in both if tpe is not None and other is not None]
     held = say(
         "tuned_search", share, WANTED,
         settings={"table": chosen.table.name, "grid": {k: len(v) for k, v in surface.values.items()},
                   "points": POINTS, "seeds": SEEDS, "cacc_drop_limit": LIMIT, "samplers": samplers},
-        measured={"best_feasible_asr": found, "best_of_table": surface.best},
+        measured={"best_feasible_asr": found, "best_of_table": surface.best,
+                  "better": sum(tpe < other for tpe, other in pairs),
+                  "equal": sum(tpe == other for tpe, other in pairs)},
     )  # fmt: skip
     finish(chosen.strict, held)
 
