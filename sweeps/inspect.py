@@ -105,7 +105,7 @@ def note_run(out: Folder, sweep: Sweep, tasks: Iterable[TaskData]) -> None:
 def status_of(out: Path, store: str) -> Status:
     """The state of an output folder. Raises ConfigError where there is no ledger."""
     ledger = _ledger(out)
-    rows = ledger.table().to_pylist()
+    rows = _standing(ledger.table().to_pylist())
     names = ("key", "defense", "attack", "error_class", "error", "log")
     failures = [
         {name: str(row[name]) for name in names} for row in rows if row["status"] == "failed"
@@ -119,6 +119,31 @@ def status_of(out: Path, store: str) -> Status:
         keys=tuple({name: row[name] for name in _LISTED} for row in rows),
         notices=tuple(ledger.notices),
     )
+
+
+_SAME = ("task", "task_settings", "plm", "plm_settings", "training_settings", "attack",
+         "attack_settings", "seed", "defense", "tuning_mode")  # fmt: skip
+
+
+def _standing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without those failed ones that a later good row of the same trial stands in for.
+
+    Their keys differ where the code has changed since, or where a search found other settings than none.
+    """
+
+    def trial(row: dict[str, Any]) -> tuple[Any, ...]:
+        chosen = row["tuning_mode"] != "default"
+        return (*(row[name] for name in _SAME), None if chosen else row["defense_settings"])
+
+    good: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            good[trial(row)] = max(good.get(trial(row), 0.0), row["finished_at"] or 0.0)
+    return [
+        row
+        for row in rows
+        if row["status"] != "failed" or good.get(trial(row), -1.0) < (row["finished_at"] or 0.0)
+    ]
 
 
 def _ledger(out: Path) -> Ledger:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+import analysis
+from analysis.summaries import summaries
 from backdoor_core import tuning
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop, split_key
@@ -353,6 +355,13 @@ def test_a_victim_that_failed_fails_its_tuned_trials_until_they_are_run_again(
     assert Counter(row["tuning_mode"] for row in good) == {"clean-val": 1, "oracle": 1}
     last = cli("run", file, *places)
     assert (last.exit_code, "nothing to do" in last.output) == (0, True)
+    told = json.loads(cli("status", out, "--json").output)
+    assert (told["failures"], set(told["trials"])) == ([], {"ok"}), "replaced rows are no news"
+    assert "failed" in Ledger(out).table()["status"].to_pylist(), "and stay in the ledger"
+    tuned_ones = [one for one in summaries(analysis.load(out)) if one.tuning_mode != "default"]
+    assert [(one.tuning_mode, one.seeds, one.failed) for one in tuned_ones] == [
+        ("clean-val", (7,), 0), ("oracle", (7,), 0),
+    ]  # fmt: skip
 
 
 def test_points_that_failed_are_tried_again_by_rerun_and_count_then(
