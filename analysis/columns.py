@@ -157,6 +157,16 @@ def search_of(text: str | None) -> str | None:
     return canonical_json({name: one for name, one in value.items() if name not in _BY_CELL})
 
 
+@cache
+def is_front(text: str | None) -> bool:
+    """Whether a `tuning` column, or what `search_of` makes of one, asks for a front rather than one setting."""
+    try:
+        value = json.loads(text) if text else None
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("objective") == "front"
+
+
 def setup_labels(row: Mapping[str, Any], names: Swept) -> tuple[str, str]:
     """Labels of a row's task and PLM; a synthetic task says so, varying training stands with the PLM."""
     task = names.label(
