@@ -16,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.columns import TWIN, attack_of, axes_of, is_front, rate_of, settings_of
+from analysis.columns import (
+    TWIN,
+    attack_of,
+    axes_of,
+    fixed_settings,
+    is_front,
+    rate_of,
+    settings_of,
+)
 from analysis.kinds import COLUMNS, IDENTITY, Kinds, kinds_of, mixed
 from analysis.parts import Numbers
 from analysis.scan import Scan
@@ -31,8 +39,9 @@ Axes = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]
 class Group:
     """One attack cell x defense setting of one setup.
 
-    `setup`, `cell` and `setting` are identities (see `axes_of`); `found` says that the settings are what a search
-    found, and no part of the identity. `last` has the columns `COLUMNS` of its latest row, as far as labels show them.
+    `setup`, `cell` and `setting` are identities (see `axes_of`); `found` says that a search found settings:
+    of these only what it left as it was is part of the identity. `last` has the columns `COLUMNS` of its latest row, as
+    far as labels show them.
     """
 
     setup: tuple[Any, ...]
@@ -80,7 +89,8 @@ def grouped(results: ResultTable) -> Grouping:
     examples: list[Row] = []
     for row, (setup, cell, setting) in zip(places.rows, places.axes, strict=True):
         found = _search(setup, setting) in searched
-        shown = (setting[0], None, *setting[2:]) if found else setting
+        fixed = fixed_settings(setting[1], setting[4]) if found else setting[1]
+        shown = (setting[0], fixed, *setting[2:])
         number = numbers.setdefault((setup, cell, shown, found), len(numbers))
         if number == len(examples):
             examples.append(row)

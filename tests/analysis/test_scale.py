@@ -24,6 +24,7 @@ from analysis.columns import (
     attack_of,
     axes_of,
     cell_label,
+    fixed_settings,
     rate_of,
     setting_label,
     settings_of,
@@ -66,9 +67,8 @@ def plain_summaries(rows: list[dict[str, Any]]) -> list[Summary]:
     for row in rows:
         setup, cell, setting = axes_of(row)
         found = search(row) in searched
-        groups[setup, cell, (setting[0], None, *setting[2:]) if found else setting, found].append(
-            row
-        )
+        fixed = fixed_settings(setting[1], setting[4]) if found else setting[1]
+        groups[setup, cell, (setting[0], fixed, *setting[2:]), found].append(row)
 
     def order(item: Any) -> Any:
         (setup, _, (defense, settings, *tuning), _), group = item
@@ -172,13 +172,14 @@ def any_records(make: Callable[..., TrialRecord], seed: int, rows: int = 500) ->
             "none": {},
             "onion": rng.choice([{"a": 1}, {"a": 1.0}, {"b": 1}, {"a": 10}, {"a": "x"}]),
             "chain": [{"name": "onion", "settings": {"a": rng.choice([1, 2])}}],
-        }.get(defense, {"percentile": rng.randint(0, 60)})
+        }.get(defense, {"percentile": rng.randint(0, 60), **rng.choice([{}, {}, {"b": 2}])})
         asked: dict[str, Any] = {"tuning": None}
         if tuned:
             # The old searches of rap left one row for each cell and seed; newer ones say what was asked.
             goal = rng.choice(["constraint", "front"])
-            text = Tuning(mode="oracle", objective=goal, tried=rng.randint(0, 3)).model_dump_json()
-            asked["tuning"] = rng.choice([None, None, text])
+            space: dict[str, Any] = rng.choice([{}, {"percentile": {"low": 0, "high": 60}}])
+            text = Tuning(mode="oracle", objective=goal, tried=rng.randint(0, 3), space=space)
+            asked["tuning"] = rng.choice([None, None, text.model_dump_json()])
         if asked["tuning"] and rng.random() < 0.8:
             asked |= {"seed": rng.choice([0, 1])}
         status = rng.choices(["ok", "failed", "skipped"], [8, 1, 1])[0]

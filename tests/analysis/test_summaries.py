@@ -164,6 +164,21 @@ def test_only_a_search_for_a_front_has_several_settings(tmp_path: Path, record, 
     assert (one.seeds, one.settings) == ((0, 1), {})
 
 
+def test_what_a_search_left_as_it_was_is_a_part_of_the_setting(
+    tmp_path: Path, record, write
+) -> None:
+    """`{name: onion, width: [1, 2], tune: [percentile]}` makes two searches that are asked the same."""
+    tuned = _asked(space={"percentile": {"low": 50, "high": 99}})
+    rows = [
+        record(**tuned, seed=seed, defense_settings={"width": width, "percentile": found})
+        for width, seed, found in ((1, 0, 80), (1, 1, 90), (2, 0, 70), (2, 1, 75))
+    ]
+    found = _of(write(tmp_path, rows))
+    assert [(one.setting, one.seeds, one.superseded) for one in found] == [
+        (f"onion (width={width}, tuned: clean-val)", (0, 1), 0) for width in (1, 2)
+    ]
+
+
 def test_of_searches_that_say_nothing_rows_without_numbers_are_no_repeat(
     tmp_path: Path, record, blank, write
 ) -> None:
