@@ -39,7 +39,8 @@ def ranks(
         )
     if cut:
         notes.append(
-            f"The diagram holds {MOST_METHODS}; left out, whatever their numbers: {'; '.join(cut)}."
+            f"The diagram holds {MOST_METHODS}; left out, whatever their numbers, as what is undefended or "
+            f"at mode {DEFAULT} goes first and the rest by name: {'; '.join(cut)}."
         )
     title = f"{metric} of {' with '.join(setup)}"
     try:
