@@ -56,7 +56,8 @@ PROTOCOL = (
         "The others are searches on the tune split: clean-val knows clean rows alone and takes the strongest "
         "setting within the limits on cost; pseudo tries settings on a victim that the defender makes with a "
         "trigger of its own; transfer on the cells of all other attacks; oracle on the true trigger, which no "
-        "defender can: it is shown, never ranked, and its lead is what not knowing the attack costs. A tuned "
+        "defender can: a reference that is shown, never ranked. Its lead is what not knowing the attack costs; it "
+        "too is chosen on tune within the limits by a finite search, so another mode can beat it by luck. A tuned "
         "row's setting was not chosen on test. But where the sweep file names many settings of a defense, whatever "
         "is called best here was picked among them by its test numbers, which flatters it: settle on one by a "
         "search, or confirm it with new seeds.",

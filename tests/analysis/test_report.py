@@ -9,7 +9,7 @@ import pytest
 
 import analysis
 from analysis.answers import answer
-from analysis.facts import failures, failures_lead, lead, reproduce, standing
+from analysis.facts import PROTOCOL, failures, failures_lead, lead, reproduce, standing
 from analysis.grouping import replaced_keys
 from analysis.report import write_report, write_tradeoff_svg
 from analysis.summaries import summaries
@@ -198,6 +198,13 @@ def test_a_failure_that_a_rerun_mended_is_not_listed(tmp_path: Path, record, bla
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "out of memory" in page
     assert "out of luck" not in page
+
+
+def test_the_oracle_is_no_bound() -> None:
+    """Its search is finite and on another split: another mode can be better on test."""
+    (text,) = [text for title, text in PROTOCOL if title == "Tuning modes"]
+    assert "bound" not in text
+    assert "can beat it by luck" in text
 
 
 def test_an_empty_ledger(tmp_path: Path, write) -> None:
