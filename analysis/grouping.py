@@ -216,7 +216,9 @@ def _counted(
     many = len(groups)
     rows = np.bincount(kinds.of + 1, minlength=len(kinds) + 1)[1:]
     of, slots = _slots(of_kind, kinds, many)
-    beaten, replaced = _outdated(slots, np.append(status == "ok", False)[kinds.of], scan)
+    # The last place is for -1, a row that is not selected: `_slots` has put it outside already.
+    finished = np.append(status == "ok", True)[kinds.of]
+    beaten, replaced = _outdated(slots, finished, scan)
     rows -= np.bincount(kinds.of[replaced], minlength=len(kinds))
 
     def count(name: str) -> list[int]:
@@ -225,10 +227,8 @@ def _counted(
         return [int(number) for number in found]
 
     superseded = np.bincount(of[beaten], minlength=many + 1).tolist()
-    of[beaten] = many
-    of[np.append(status != "ok", True)[kinds.of]] = many
-    outside = np.flatnonzero(of == many)
-    slots[outside] = many * len(kinds.seeds) + outside
+    for outside in (beaten, np.flatnonzero(~finished)):
+        slots[outside], of[outside] = many * len(kinds.seeds) + outside, many
     every = _seeds(slots, many, kinds.seeds)
     lasts = _lasts(groups, of_kind, kinds, scan)
     synthetic = set(of_kind[np.array(kinds.column("synthetic"), bool)].tolist())
