@@ -157,6 +157,32 @@ def search_of(text: str | None) -> str | None:
     return canonical_json({name: one for name, one in value.items() if name not in _BY_CELL})
 
 
+@cache
+def is_front(text: str | None) -> bool:
+    """Whether a `tuning` column, or what `search_of` makes of one, asks for a front rather than one setting."""
+    try:
+        value = json.loads(text) if text else None
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("objective") == "front"
+
+
+def fixed_settings(settings: str | None, tuning: str | None) -> str | None:
+    """The flat settings of a `defense_settings` column that a search left as they were, as canonical JSON.
+
+    None where the `tuning` column (or what `search_of` makes of it) does not say what was searched.
+    """
+    try:
+        value = json.loads(tuning) if tuning else None
+    except ValueError:
+        return None
+    space = value.get("space") if isinstance(value, dict) else None
+    if not isinstance(space, dict) or not space:
+        return None
+    flat = settings_of(settings)
+    return canonical_json({name: flat[name] for name in flat if name not in space})
+
+
 def setup_labels(row: Mapping[str, Any], names: Swept) -> tuple[str, str]:
     """Labels of a row's task and PLM; a synthetic task says so, varying training stands with the PLM."""
     task = names.label(
@@ -200,10 +226,11 @@ def cell_label(row: Mapping[str, Any], names: Swept) -> str:
 
 
 def setting_label(row: Mapping[str, Any], names: Swept, found: bool = False) -> str:
-    """Label of a row's defense setting. `found`: the settings are what a search found, so leave them out."""
+    """Label of a row's defense setting. `found`: leave out the settings that a search found."""
     mode = row["tuning_mode"] or DEFAULT
     tuned = "" if mode == DEFAULT else f"tuned: {mode}"
-    settings = {} if found else settings_of(row["defense_settings"])
+    text = row["defense_settings"]
+    settings = settings_of(fixed_settings(text, row["tuning"]) if found else text)
     return names.label("defense", row["defense"], settings, tuned)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import DEFAULT, SETUP, TWIN
+from analysis.columns import DEFAULT, SETUP, TWIN, search_of
 from analysis.exports import NONE, with_interval
 from analysis.groups import Group, groups
 from analysis.seeds import NOTHING, Estimate, over_seeds
@@ -18,6 +18,7 @@ _HOUR_S = 3600.0
 _TENTH = 0.1
 
 Undefended = Mapping[tuple[tuple[str, str], str, int], Mapping[str, Any]]
+_Asked = frozenset[str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def costs(results: ResultTable, tuning: Iterable[Mapping[str, Any]] = ()) -> tup
     """The cost of each defense setting, in the order of `summaries`.
 
     `tuning` are the rows of `tuning_rows`. Every row of a search counts, failed and pruned ones too, and is shared
-    out evenly among the trials of that setup, defense and tuning mode (and of equal `tuning` text, where
+    out evenly among the trials of that setup, defense and tuning mode (that were asked the same, see `search_of`, where
     several searches of one mode stand side by side). Adaptive attacks are left out.
     """
     settings: dict[tuple[tuple[str, str], str], list[Group]] = defaultdict(list)
@@ -78,11 +79,12 @@ def costs(results: ResultTable, tuning: Iterable[Mapping[str, Any]] = ()) -> tup
         if group.defense == TWIN:
             undefended |= {(group.setup, group.cell, seed): row for seed, row in group.rows.items()}
     searched = list(tuning)
-    rivals: dict[tuple[Any, ...], int] = defaultdict(int)
+    searches: dict[tuple[Any, ...], dict[_Asked, int]] = defaultdict(lambda: defaultdict(int))
     for members in settings.values():
-        rivals[_search_of(members[0])] += 1
+        rows = sum(len(group.rows) for group in members)
+        searches[_search_of(members[0])][_asked(members)] += rows
     return tuple(
-        _cost(members, undefended, _search_s(members, searched, rivals[_search_of(members[0])] > 1))
+        _cost(members, undefended, _search_s(members, searched, searches[_search_of(members[0])]))
         for members in settings.values()
     )
 
@@ -91,22 +93,29 @@ def _search_of(group: Group) -> tuple[Any, ...]:
     return (*group.identity, group.defense, group.tuning_mode)
 
 
+def _asked(members: Sequence[Group]) -> _Asked:
+    """What was asked of the searches that chose for these trials; the points of a front were asked the same."""
+    return frozenset(search_of(row["tuning"]) for _, row in _trials(members))
+
+
 def _search_s(
-    members: Sequence[Group], tuning: Sequence[Mapping[str, Any]], several: bool
+    members: Sequence[Group], tuning: Sequence[Mapping[str, Any]], trials: Mapping[_Asked, int]
 ) -> float | None:
-    """Seconds of search for each trial; None where there was none, or no row tells."""
+    """Seconds of search for each trial; None where there was none, or no row tells.
+
+    `trials` are those of the setup, defense and tuning mode, by what was asked.
+    """
     if members[0].tuning_mode == DEFAULT:
         return None
-    wanted = _search_of(members[0])
-    texts = {row.get("tuning") for _, row in _trials(members)}
+    wanted, asked = _search_of(members[0]), _asked(members)
     seconds = [
         row["seconds"]
         for row in tuning
         if (*(row[name] for name in SETUP), row["defense"], row["tuning_mode"]) == wanted
-        and (not several or row["tuning"] in texts)
+        and (len(trials) == 1 or search_of(row["tuning"]) in asked)
     ]
     known = [value for value in seconds if value is not None]
-    return math.fsum(known) / sum(len(group.rows) for group in members) if known else None
+    return math.fsum(known) / trials[asked] if known else None
 
 
 def _trials(members: Iterable[Group]) -> Iterator[tuple[Group, Mapping[str, Any]]]:

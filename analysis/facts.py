@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.columns import cell_label, setting_label, setup_labels, swept
@@ -56,7 +56,8 @@ PROTOCOL = (
         "The others are searches on the tune split: clean-val knows clean rows alone and takes the strongest "
         "setting within the limits on cost; pseudo tries settings on a victim that the defender makes with a "
         "trigger of its own; transfer on the cells of all other attacks; oracle on the true trigger, which no "
-        "defender can: it is shown, never ranked, and its lead is what not knowing the attack costs. A tuned "
+        "defender can: a reference that is shown, never ranked. Its lead is what not knowing the attack costs; it "
+        "too is chosen on tune within the limits by a finite search, so another mode can beat it by luck. A tuned "
         "row's setting was not chosen on test. But where the sweep file names many settings of a defense, whatever "
         "is called best here was picked among them by its test numbers, which flatters it: settle on one by a "
         "search, or confirm it with new seeds.",
@@ -82,8 +83,18 @@ def title(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Backdoor defenses: {', '.join(names)}" if names else "Backdoor defenses"
 
 
-def lead(rows: Sequence[Mapping[str, Any]], found: Sequence[Summary]) -> str:
-    """What the sweep was, in two sentences."""
+def standing(
+    rows: Sequence[Mapping[str, Any]], replaced: Collection[str]
+) -> list[Mapping[str, Any]]:
+    """The rows without those that failed or were skipped before a later one had numbers (keys `replaced`)."""
+    return [row for row in rows if row["key"] not in replaced]
+
+
+def lead(
+    rows: Sequence[Mapping[str, Any]], found: Sequence[Summary], replaced: Collection[str] = ()
+) -> str:
+    """What the sweep was, in two sentences; `replaced` are keys (see `standing`)."""
+    rows, every = standing(rows, replaced), len(rows)
     if not rows:
         return "The ledger holds no trial yet."
     statuses = Counter(row["status"] for row in rows)
@@ -97,12 +108,14 @@ def lead(rows: Sequence[Mapping[str, Any]], found: Sequence[Summary]) -> str:
     )
     axes = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
     outcome = ", ".join(f"{statuses[name]} {name}" for name in ("ok", "failed", "skipped"))
-    replaced = sum(summary.superseded for summary in found)
+    older = sum(summary.superseded for summary in found)
     note = (
-        f" {replaced} older rows of the same cell, setting and seed (other code, files or tuning) are left out."
-        if replaced
+        f" {older} older rows of the same cell, setting and seed (other code, files or tuning) are left out."
+        if older
         else ""
     )
+    if failed_first := every - len(rows):
+        note += f" {failed_first} more failed or were skipped at first and have numbers since."
     return f"{len(rows)} trials ({outcome}) over {axes}.{note}"
 
 

@@ -1,6 +1,7 @@
 """Which rows of a table of results belong together: one group for each attack cell x defense setting of a setup.
 
-The rows of a group that count are those with numbers, one a seed: the latest one.
+The rows of a group that count are those with numbers, one a seed: the latest one. A row without numbers before it was
+replaced by it, and counts as neither failed nor skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.columns import TWIN, attack_of, axes_of, rate_of, settings_of
+from analysis.columns import (
+    TWIN,
+    attack_of,
+    axes_of,
+    fixed_settings,
+    is_front,
+    rate_of,
+    settings_of,
+)
 from analysis.kinds import COLUMNS, IDENTITY, Kinds, kinds_of, mixed
 from analysis.parts import Numbers
 from analysis.scan import Scan
@@ -30,8 +39,9 @@ Axes = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]
 class Group:
     """One attack cell x defense setting of one setup.
 
-    `setup`, `cell` and `setting` are identities (see `axes_of`); `found` says that the settings are what a search
-    found, and no part of the identity. `last` has the columns `COLUMNS` of its latest row, as far as labels show them.
+    `setup`, `cell` and `setting` are identities (see `axes_of`); `found` says that a search found settings:
+    of these only what it left as it was is part of the identity. `last` has the columns `COLUMNS` of its latest row, as
+    far as labels show them.
     """
 
     setup: tuple[Any, ...]
@@ -50,11 +60,13 @@ class Group:
 class Grouping:
     """The groups in reading order; `of` is the group of each row of the scan that counts, `len(groups)` of others.
 
-    `examples` has a row for each setting of each method, with the columns of `IDENTITY`.
+    `examples` has a row for each setting of each method, with the columns of `IDENTITY`. `replaced` are the rows of the
+    scan that failed or were skipped before a row of the same group and seed had numbers, ascending.
     """
 
     groups: tuple[Group, ...]
     of: Numbers
+    replaced: Numbers
     examples: tuple[Row, ...]
 
 
@@ -77,7 +89,8 @@ def grouped(results: ResultTable) -> Grouping:
     examples: list[Row] = []
     for row, (setup, cell, setting) in zip(places.rows, places.axes, strict=True):
         found = _search(setup, setting) in searched
-        shown = (setting[0], None, *setting[2:]) if found else setting
+        fixed = fixed_settings(setting[1], setting[4]) if found else setting[1]
+        shown = (setting[0], fixed, *setting[2:])
         number = numbers.setdefault((setup, cell, shown, found), len(numbers))
         if number == len(examples):
             examples.append(row)
@@ -91,6 +104,16 @@ def grouped(results: ResultTable) -> Grouping:
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return _counted([groups[i] for i in order], rank[of_kind], kinds, places, results.scan)
+
+
+def replaced_keys(results: ResultTable) -> frozenset[str]:
+    """The keys of rows that failed or were skipped, and that a later row with numbers replaced.
+
+    That one has the same setup, cell, defense and seed, and the same settings or (where a search chose one) the same
+    tuning mode and search; its key differs where the code, the files or the choice did.
+    """
+    rows = grouped(results).replaced
+    return frozenset(results.scan.take(rows, ["key"])["key"].to_pylist())
 
 
 def _places(kinds: Kinds) -> _Places:
@@ -118,25 +141,31 @@ def _search(setup: tuple[Any, ...], setting: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 def _searched(kinds: Kinds, places: _Places) -> set[tuple[Any, ...]]:
-    """The searches (setup, defense, tuning mode, what was asked) that left one row for each cell and seed.
+    """The searches (setup, defense, tuning mode, what was asked) that chose one setting for each cell and seed.
 
     There the settings are what the search found, which may differ from cell to cell and seed to seed: they
-    are a result, and no part of what is compared.
+    are a result, and no part of what is compared. A search for a front chooses several. Rows that do not say what
+    was asked come from one that chose several where a cell and seed has more than one row with numbers.
     """
+    found: set[tuple[Any, ...]] = set()
     pairs: dict[tuple[Any, ...], int] = {}
     of_place = np.full(len(places.rows), -1, np.int64)
     for i, (setup, cell, setting) in enumerate(places.axes):
-        if (setting[2] or "default") != "default":
-            of_place[i] = pairs.setdefault((_search(setup, setting), cell), len(pairs))
+        search = _search(setup, setting)
+        if (setting[2] or "default") == "default" or is_front(setting[4]):
+            continue
+        found.add(search)
+        if setting[4] is None:
+            of_place[i] = pairs.setdefault((search, cell), len(pairs))
     if not pairs:
-        return set()
+        return found
+    of_kind = np.where(np.array(kinds.column("status")) == "ok", of_place[places.of], -1)
     # The last place of the map is for -1: a row that is not selected.
-    pair = np.append(of_place[places.of], -1)[kinds.of]
+    pair = np.append(of_kind, -1)[kinds.of]
     rows = np.flatnonzero(pair >= 0)
     slots = pair[rows] * len(kinds.seeds) + kinds.seed_of[rows]
     searches = [search for search, _ in pairs]
-    several = {searches[i] for i in np.unique(pair[rows[repeated(slots)]])}
-    return set(searches) - several
+    return found - {searches[i] for i in np.unique(pair[rows[repeated(slots)]])}
 
 
 def _reading_order(
@@ -186,18 +215,20 @@ def _counted(
     status = np.array(kinds.column("status"))
     many = len(groups)
     rows = np.bincount(kinds.of + 1, minlength=len(kinds) + 1)[1:]
+    of, slots = _slots(of_kind, kinds, many)
+    # The last place is for -1, a row that is not selected: `_slots` has put it outside already.
+    finished = np.append(status == "ok", True)[kinds.of]
+    beaten, replaced = _outdated(slots, finished, scan)
+    rows -= np.bincount(kinds.of[replaced], minlength=len(kinds))
 
     def count(name: str) -> list[int]:
         which = status == name
         found = np.bincount(of_kind[which], weights=rows[which], minlength=many)
         return [int(number) for number in found]
 
-    of, slots = _slots(np.where(status == "ok", of_kind, many), kinds, many)
-    contested = in_time_order(scan, repeated(slots))
-    _, last = np.unique(slots[contested][::-1], return_index=True)
-    beaten = np.delete(contested, len(contested) - 1 - last)
     superseded = np.bincount(of[beaten], minlength=many + 1).tolist()
-    slots[beaten], of[beaten] = many * len(kinds.seeds), many
+    for outside in (beaten, np.flatnonzero(~finished)):
+        slots[outside], of[outside] = many * len(kinds.seeds) + outside, many
     every = _seeds(slots, many, kinds.seeds)
     lasts = _lasts(groups, of_kind, kinds, scan)
     synthetic = set(of_kind[np.array(kinds.column("synthetic"), bool)].tolist())
@@ -216,6 +247,7 @@ def _counted(
             for i, group in enumerate(groups)
         ),
         of=of,
+        replaced=replaced,
         examples=places.rows,
     )
 
@@ -231,6 +263,21 @@ def _slots(of_kind: Numbers, kinds: Kinds, many: int) -> tuple[Numbers, Numbers]
     outside = np.flatnonzero(of == many)
     slots[outside] = many * seeds + outside
     return of, slots
+
+
+def _outdated(slots: Numbers, finished: Numbers, scan: Scan) -> tuple[Numbers, Numbers]:
+    """The rows before the last one with numbers (`finished`) of their slot: those with numbers, and those without."""
+    contested = in_time_order(scan, repeated(slots))
+    with_numbers = finished[contested]
+    places = np.flatnonzero(with_numbers)
+    found, last = np.unique(slots[contested[places]][::-1], return_index=True)
+    if len(found) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    last = places[len(places) - 1 - last]
+    mine = slots[contested]
+    at = np.minimum(np.searchsorted(found, mine), len(found) - 1)
+    before = (found[at] == mine) & (np.arange(len(contested)) < last[at])
+    return contested[before & with_numbers], np.sort(contested[before & ~with_numbers])
 
 
 def _seeds(slots: Numbers, groups: int, seeds: tuple[int, ...]) -> list[tuple[int, ...]]:

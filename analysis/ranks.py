@@ -30,12 +30,17 @@ def ranks(
     results: ResultTable, found: Sequence[Summary], setup: tuple[str, str], metric: str = METRIC
 ) -> Ranks:
     """Ranks the defense settings of one setup over attack cells and seeds. Raises ConfigError for an unknown metric."""
-    chosen = _chosen(found, setup, metric)
+    chosen, cut = _chosen(found, setup, metric)
     notes = []
     if chosen is not None:
         notes.append(
             f"There are more than {MOST_METHODS} settings: of each defense and tuning mode the one with the best "
             f"mean {metric} on test stands here, which flatters those with many settings."
+        )
+    if cut:
+        notes.append(
+            f"The diagram holds {MOST_METHODS}; left out, whatever their numbers, as what is undefended or "
+            f"at mode {DEFAULT} goes first and the rest by name: {'; '.join(cut)}."
         )
     title = f"{metric} of {' with '.join(setup)}"
     try:
@@ -55,8 +60,10 @@ def _why_not(metric: str, error: DataError) -> str:
     return f"No ranking by {metric}: {'. '.join(kept)}."
 
 
-def _chosen(found: Sequence[Summary], setup: tuple[str, str], metric: str) -> list[str] | None:
-    """The settings to compare where there are too many for a diagram; None for all."""
+def _chosen(
+    found: Sequence[Summary], setup: tuple[str, str], metric: str
+) -> tuple[list[str] | None, list[str]]:
+    """The settings to compare where there are too many for a diagram (None: all), and the best of others, cut off."""
     means: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in found:
         if one.setup != setup or one.adaptive or one.tuning_mode == ORACLE:
@@ -65,7 +72,7 @@ def _chosen(found: Sequence[Summary], setup: tuple[str, str], metric: str) -> li
         if value is not None:
             means[(one.defense, one.tuning_mode)][one.setting].append(value)
     if sum(len(settings) for settings in means.values()) <= MOST_METHODS:
-        return None
+        return None, []
     sign = 1 if metric in LOWER_IS_BETTER else -1
     most = {kind: max(map(len, settings.values())) for kind, settings in means.items()}
     best = [
@@ -78,4 +85,5 @@ def _chosen(found: Sequence[Summary], setup: tuple[str, str], metric: str) -> li
     ]
     ordered = sorted(means, key=lambda kind: (kind[0] != TWIN, kind[1] != DEFAULT))
     names = dict(zip(means, best, strict=True))
-    return [names[kind] for kind in ordered][:MOST_METHODS]
+    every = [names[kind] for kind in ordered]
+    return every[:MOST_METHODS], every[MOST_METHODS:]

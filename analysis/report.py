@@ -22,9 +22,11 @@ from analysis.facts import (
     flag_rows,
     lead,
     reproduce,
+    standing,
     title,
 )
 from analysis.gaps import gap_table
+from analysis.grouping import replaced_keys
 from analysis.leaderboard import BUDGET, MIN_SEEDS
 from analysis.plots import static_tradeoff
 from analysis.ranks import METRIC, ranks
@@ -137,9 +139,11 @@ def report_html(contents: Contents, examples_note: str = "") -> str:
     )
     rows, found = contents.rows, contents.found
     setups = [section(contents, setup, place) for place, setup in enumerate(setups_of(found))]
+    replaced = replaced_keys(contents.results)
+    left = standing(rows, replaced)
     return environment.get_template("report.jinja").render(
         title=title(rows),
-        lead=lead(rows, found),
+        lead=lead(rows, found, replaced),
         notices=contents.results.notices,
         plotly_js=Markup(get_plotlyjs()),
         setups=setups,
@@ -148,8 +152,8 @@ def report_html(contents: Contents, examples_note: str = "") -> str:
         min_seeds=MIN_SEEDS,
         examples_note=examples_note,
         failure_titles=FAILURE_TITLES,
-        failures=failures(rows),
-        failures_lead=failures_lead(rows),
+        failures=failures(left),
+        failures_lead=failures_lead(left),
         flags=flag_rows(found),
         protocol=PROTOCOL,
         reproduce=reproduce(rows, contents.results.folders),

@@ -137,7 +137,7 @@ def crossing_text(crossing: Crossing) -> str:
 def resistance_table(points: Sequence[ResistancePoint]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of the table of resistance points (of one setup)."""
     titles = ["Attack", "Defense setting", "Poison rates", "Seeds", "Succeeds from rate"]
-    titles += ["At the earliest", "At the latest"]
+    titles += ["Upper end of the interval reaches it", "Lower end of the interval reaches it"]
     return titles, [
         [
             point.attack_setting,

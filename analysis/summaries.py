@@ -48,7 +48,8 @@ class Summary:
 
     Labels (`task`, `plm`, `cell`, `setting`) are for people and unique within one set of summaries;
     `attack` and `defense` are catalog names, `attack_setting` is the label of the cell without its rate.
-    `seeds` are those with numbers; `failed` and `skipped` count the trials without. `flags` counts rows by
+    `seeds` are those with numbers; `failed` and `skipped` count the trials without, but not those that a later row
+    of the same cell, setting and seed replaced with numbers. `flags` counts rows by
     flag. `superseded` counts rows left out because a later one (other code, files or tuning) measured the
     same cell, setting and seed.
     """

@@ -1,9 +1,9 @@
 """One search: an Optuna study by ask and tell, whose points never repeat.
 
 The point of a number depends on the search's seed, on that number and on what was told before, on nothing else: a
-search that is rebuilt from what the ledger holds goes on as if it had never stopped, and searches with one seed start
-with the same points. All studies of a run share one journal, a file that `optuna-dashboard` opens while the run goes
-on.
+search that is rebuilt from what the ledger holds goes on as if it had never stopped where one point was open at a time
+(one slot); with several the points that were open may differ. Searches with one seed start with the same points. All
+studies of a run share one journal, a file that `optuna-dashboard` opens while the run goes on.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 import analysis
 from analysis.cost import Cost, cost_table, costs
 from analysis.summaries import summaries
+from backdoor_core.spec import Tuning
 
 
 def _costs(path: Path, write, records, tuning=()) -> dict[str, Cost]:
@@ -127,6 +128,41 @@ def test_two_searches_of_one_mode_are_told_apart_by_their_text(
     results = analysis.load(write(tmp_path, rows))
     tuning = [_searched(100.0), _searched(7.0, tuning="b", study="t")]
     assert sorted(cost.search_s or 0.0 for cost in costs(results, tuning)) == [7.0, 100.0]
+
+
+def _asked(tried: int, limits_met: bool = True, **changes: Any) -> str:
+    """A `tuning` text as the project writes it: a tuning row has tried none, a chosen trial how many."""
+    tuning = Tuning(mode="pseudo", tried=tried, limits_met=limits_met)
+    return tuning.model_copy(update=changes).model_dump_json()
+
+
+def test_a_search_is_known_by_what_was_asked_of_it(tmp_path: Path, record, write) -> None:
+    rows = [
+        _timed(record, "onion", seed, tuning_mode="pseudo", tuning_trials=trials,
+               tuning=_asked(trials, limits_met=seed == 0, trials=trials))
+        for trials in (10, 20)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    results = analysis.load(write(tmp_path, rows))
+    tuning = [
+        _searched(100.0, tuning=_asked(0, trials=10)),
+        _searched(14.0, tuning=_asked(0, trials=20), study="t"),
+    ]
+    found = costs(results, tuning)
+    # Two seeds each: 100 and 14 seconds are shared by two trials.
+    assert sorted(cost.search_s or 0.0 for cost in found) == [7.0, 50.0]
+    assert all(cost.search_known for cost in found)
+
+
+def test_the_points_of_a_front_share_one_search(tmp_path: Path, record, write) -> None:
+    rows = [
+        _timed(record, "onion", tuning_mode="pseudo", tuning=_asked(20, objective="front"),
+               defense_settings={"percentile": percentile})
+        for percentile in (70, 80)
+    ]  # fmt: skip
+    results = analysis.load(write(tmp_path, rows))
+    found = costs(results, [_searched(100.0, tuning=_asked(0, objective="front"))])
+    assert [cost.search_s for cost in found] == [50.0, 50.0]
 
 
 def test_the_table_leaves_out_what_says_nothing(tmp_path: Path, record, write) -> None:

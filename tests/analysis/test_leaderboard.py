@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import analysis
 from analysis.leaderboard import Board, Leaderboard, leaderboard
 from analysis.standings import SCHEMA
 from backdoor_core.errors import ConfigError
+from backdoor_core.spec import Tuning
 
 SEEDS = (0, 1, 2)
 CELLS = ("badnets", "style")
@@ -269,3 +271,24 @@ def test_nothing_to_rank(tmp_path: Path, record, write) -> None:
     jsonschema.validate(empty.as_json(), SCHEMA)
     refused = _ranking(tmp_path / "b", write, _entry(record, "short", seeds=(0,)))
     assert "No defense setting can be ranked." in refused.as_markdown()
+
+
+def test_a_search_is_ranked_as_before_after_a_failed_victim_ran_again(
+    tmp_path: Path, record, blank, write
+) -> None:
+    """The search of every cell and seed found another setting; one of them had no victim at first."""
+    tuning = Tuning(mode="clean-val", trials=2, tried=2).model_dump_json()
+    tuned = {"tuning_mode": "clean-val", "tuning_trials": 2, "tuning": tuning, "finished_at": 2.0}
+    rows = [
+        replace(one, defense_settings=f'{{"mixing_ratio":{(n + 1) / 10}}}', key=f"{n}")
+        for n, one in enumerate(_entry(record, "fine_mixing", **tuned))
+    ]
+    first = {"defense": "fine_mixing", "attack": CELLS[0], "defense_settings": {}, "seed": 0}
+    failed = blank("failed", **(tuned | first | {"finished_at": 1.0}), key="failed")
+    boards = []
+    for name, written in (("before", rows), ("after", [failed, *rows])):
+        board = _board(tmp_path / name, write, written)
+        boards.append(board)
+        assert _ranks(board) == [(1, "fine_mixing (tuned: clean-val)")]
+        assert board.refused == ()
+    assert boards[0] == boards[1]

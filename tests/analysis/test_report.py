@@ -9,7 +9,8 @@ import pytest
 
 import analysis
 from analysis.answers import answer
-from analysis.facts import reproduce
+from analysis.facts import PROTOCOL, failures, failures_lead, lead, reproduce, standing
+from analysis.grouping import replaced_keys
 from analysis.report import write_report, write_tradeoff_svg
 from analysis.summaries import summaries
 from analysis.worst import worst_cases
@@ -178,6 +179,32 @@ def test_every_trial_failed(tmp_path: Path, blank, write) -> None:
     page = _page(write(tmp_path, rows))
     assert "no trial with an attack has numbers" in page.words
     assert "2 failed as bug" in page.words
+
+
+def test_a_failure_that_a_rerun_mended_is_not_listed(tmp_path: Path, record, blank, write) -> None:
+    """The rerun under other code has another key, so the failed row stays in the ledger."""
+    rows = [
+        blank("failed", key="a", error="out of luck", defense="onion", finished_at=1.0),
+        blank("failed", key="b", error="out of memory", defense="cube", finished_at=1.0),
+        record(defense="onion", finished_at=2.0),
+    ]
+    results = analysis.load(write(tmp_path, rows))
+    left = standing(results.rows(), replaced_keys(results))
+    assert [line[8] for line in failures(left)] == ["out of memory"]
+    assert failures_lead(left).startswith("1 failed as unknown.")
+    text = lead(results.rows(), summaries(results), replaced_keys(results))
+    assert text.startswith("2 trials (1 ok, 1 failed, 0 skipped)")
+    assert text.endswith(" 1 more failed or were skipped at first and have numbers since.")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "out of memory" in page
+    assert "out of luck" not in page
+
+
+def test_the_oracle_is_no_bound() -> None:
+    """Its search is finite and on another split: another mode can be better on test."""
+    (text,) = [text for title, text in PROTOCOL if title == "Tuning modes"]
+    assert "bound" not in text
+    assert "can beat it by luck" in text
 
 
 def test_an_empty_ledger(tmp_path: Path, write) -> None:

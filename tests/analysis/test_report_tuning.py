@@ -178,6 +178,25 @@ def test_of_too_many_settings_each_defense_gives_its_best(tmp_path: Path, record
     assert any("flatters" in note for note in made.notes)
 
 
+def test_defenses_beyond_what_the_diagram_holds_are_named(tmp_path: Path, record, write) -> None:
+    many = [f"d{n:02}" for n in range(MOST_METHODS + 1)]
+    rows = [
+        record(defense=defense, asr=0.9 - n / 40, seed=seed)
+        for n, defense in enumerate(["none", *many])
+        for seed in (0, 1)
+    ]
+    results = analysis.load(write(tmp_path / "many", rows))
+    made = ranks(results, summaries(results), SETUP)
+    assert made.comparison is not None
+    assert set(made.comparison.ranking.methods) == {"none", *many[:-2]}
+    (note,) = [note for note in made.notes if "left out" in note.lower()]
+    assert note.endswith(f": {many[-2]}; {many[-1]}.")
+    results = analysis.load(write(tmp_path / "few", rows[: 2 * MOST_METHODS]))
+    assert not any(
+        "left out" in note.lower() for note in ranks(results, summaries(results), SETUP).notes
+    )
+
+
 def test_critical_difference_as_svg(tuned_out: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = write_critical_svg(tuned_out, tmp_path / "new" / "cd.svg", metric="asrd")

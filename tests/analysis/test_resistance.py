@@ -124,5 +124,6 @@ def test_points_of_the_sweep_and_their_table(sweep_out: Path) -> None:
     assert partial.rates == (0.001, 0.01)
     titles, rows = resistance_table(points)
     assert all(len(row) == len(titles) for row in rows)
+    assert [title.split(" ")[0] for title in titles[-2:]] == ["Upper", "Lower"], "ends of intervals"
     assert rows[0][:4] == ["badnets", "none", "0.001, 0.01, 0.1", "3"]
     assert any(row[4] == "not reached up to 0.1" for row in rows)

@@ -24,6 +24,7 @@ from analysis.columns import (
     attack_of,
     axes_of,
     cell_label,
+    fixed_settings,
     rate_of,
     setting_label,
     settings_of,
@@ -39,6 +40,7 @@ from backdoor_core.errors import DataError, DependencyError
 from backdoor_core.ledger import Ledger
 from backdoor_core.open_table import OpenTable
 from backdoor_core.record import SCHEMA, TrialRecord, table_of
+from backdoor_core.spec import Tuning
 
 HEAVY = {"spec", "log", "error", "versions", "observations", "attack_key"}
 
@@ -50,23 +52,23 @@ def plain_summaries(rows: list[dict[str, Any]]) -> list[Summary]:
 
     def search(row: dict[str, Any]) -> Any:
         setup, _, setting = axes_of(row)
-        return setup, setting[0], setting[2], setting[3]
+        return setup, setting[0], *setting[2:]
 
+    tuned = [row for row in rows if (row["tuning_mode"] or "default") != "default"]
     counts = Counter(
         (search(row), axes_of(row)[1], row["seed"])
-        for row in rows
-        if (row["tuning_mode"] or "default") != "default"
+        for row in tuned
+        if row["tuning"] is None and row["status"] == "ok"
     )
-    searched = {one for one, _, _ in counts} - {
+    searched = {search(row) for row in tuned if "front" not in (row["tuning"] or "")} - {
         one for (one, _, _), count in counts.items() if count > 1
     }
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         setup, cell, setting = axes_of(row)
         found = search(row) in searched
-        groups[setup, cell, (setting[0], None, *setting[2:]) if found else setting, found].append(
-            row
-        )
+        fixed = fixed_settings(setting[1], setting[4]) if found else setting[1]
+        groups[setup, cell, (setting[0], fixed, *setting[2:]), found].append(row)
 
     def order(item: Any) -> Any:
         (setup, _, (defense, settings, *tuning), _), group = item
@@ -87,7 +89,12 @@ def plain_summaries(rows: list[dict[str, Any]]) -> list[Summary]:
         last = group[-1]
         ok = {row["seed"]: row for row in group if row["status"] == "ok"}
         kept = [ok[seed] for seed in sorted(ok)]
-        statuses = Counter(row["status"] for row in group)
+        ends = {row["seed"]: place for place, row in enumerate(group) if row["status"] == "ok"}
+        statuses = Counter(
+            row["status"]
+            for place, row in enumerate(group)
+            if row["status"] == "ok" or place > ends.get(row["seed"], -1)
+        )
         task, plm = setup_labels(last, names)
         fits = [row["fit_s"] for row in kept if row["fit_s"] is not None]
         made.append(
@@ -165,7 +172,16 @@ def any_records(make: Callable[..., TrialRecord], seed: int, rows: int = 500) ->
             "none": {},
             "onion": rng.choice([{"a": 1}, {"a": 1.0}, {"b": 1}, {"a": 10}, {"a": "x"}]),
             "chain": [{"name": "onion", "settings": {"a": rng.choice([1, 2])}}],
-        }.get(defense, {"percentile": rng.randint(0, 60)})
+        }.get(defense, {"percentile": rng.randint(0, 60), **rng.choice([{}, {}, {"b": 2}])})
+        asked: dict[str, Any] = {"tuning": None}
+        if tuned:
+            # The old searches of rap left one row for each cell and seed; newer ones say what was asked.
+            goal = rng.choice(["constraint", "front"])
+            space: dict[str, Any] = rng.choice([{}, {"percentile": {"low": 0, "high": 60}}])
+            text = Tuning(mode="oracle", objective=goal, tried=rng.randint(0, 3), space=space)
+            asked["tuning"] = rng.choice([None, None, text.model_dump_json()])
+        if asked["tuning"] and rng.random() < 0.8:
+            asked |= {"seed": rng.choice([0, 1])}
         status = rng.choices(["ok", "failed", "skipped"], [8, 1, 1])[0]
         values = {name: number() if status == "ok" else None for name in (*METRICS, *REFERENCES)}
         changes = values | {
@@ -190,7 +206,7 @@ def any_records(make: Callable[..., TrialRecord], seed: int, rows: int = 500) ->
             "fit_s": rng.choice([None, rng.random()]) if status == "ok" else None,
             "key": f"{rng.randint(0, rows):0{rng.choice([8, 8, 64])}}",
         }
-        made.append(make(**changes))
+        made.append(make(**(changes | asked)))
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,12 @@ from analysis.exports import (
     number,
     with_interval,
 )
+from analysis.grouping import replaced_keys
 from analysis.seeds import Estimate
 from analysis.summaries import estimate, summaries
 from analysis.worst import worst_cases
 from backdoor_core.record import wilson
+from backdoor_core.spec import Tuning
 
 
 def _of(out: Path):
@@ -117,6 +120,94 @@ def test_what_a_search_found_is_one_setting(tmp_path: Path, record, write) -> No
     assert one.settings == {}
     every = [*rows, record(**tuned, seed=0, defense_settings={"percentile": 90})]
     assert len(_of(write(tmp_path / "b", every))) == 3
+
+
+def _asked(objective: str = "constraint", **changes: Any) -> dict[str, Any]:
+    """Columns of a row that a search chose, as the project writes them."""
+    what = {"mode": "clean-val", "trials": 20, "objective": objective, "tried": 20}
+    tuning = Tuning.model_validate(what | changes).model_dump_json()
+    return {"defense": "onion", "tuning_mode": "clean-val", "tuning_trials": 20, "tuning": tuning}
+
+
+def test_a_search_stays_one_setting_after_a_repeat(tmp_path: Path, record, blank, write) -> None:
+    """A victim failed once, and another version of the code chose anew: neither makes another setting."""
+    tuned = _asked()
+    failed = {**tuned, "defense_settings": {"percentile": 50}, "finished_at": 1.0}
+    failed["tuning"] = _asked(tried=0, limits_met=False)["tuning"]
+    rows = [
+        blank("failed", **failed, seed=0, key="0"),
+        record(**tuned, seed=0, defense_settings={"percentile": 80}, finished_at=2.0, asr=0.5),
+        record(**tuned, seed=0, defense_settings={"percentile": 85}, finished_at=3.0, asr=0.25),
+        record(**tuned, seed=1, defense_settings={"percentile": 95}, finished_at=2.0, asr=0.75),
+        blank("failed", **tuned, seed=2, defense_settings={"percentile": 80}, key="2"),
+    ]
+    (one,) = _of(write(tmp_path, rows))
+    assert (one.setting, one.settings) == ("onion (tuned: clean-val)", {})
+    assert one.seeds == (0, 1)
+    assert one.of("asr").mean == pytest.approx((0.25 + 0.75) / 2)
+    assert (one.superseded, one.failed) == (1, 1), "seed 2 alone has no numbers"
+
+
+def test_only_a_search_for_a_front_has_several_settings(tmp_path: Path, record, write) -> None:
+    points = [{"percentile": value} for value in (70, 80)]
+    rows = [
+        record(**_asked("front"), seed=seed, defense_settings=point)
+        for seed in (0, 1)
+        for point in points
+    ]
+    found = _of(write(tmp_path / "front", rows))
+    assert [(one.settings, one.seeds) for one in found] == [(point, (0, 1)) for point in points]
+    once = [record(**_asked("front"), seed=n, defense_settings=p) for n, p in enumerate(points)]
+    assert len(_of(write(tmp_path / "once", once))) == 2
+    one_point = [record(**_asked(), seed=n, defense_settings=p) for n, p in enumerate(points)]
+    (one,) = _of(write(tmp_path / "one", one_point))
+    assert (one.seeds, one.settings) == ((0, 1), {})
+
+
+def test_what_a_search_left_as_it_was_is_a_part_of_the_setting(
+    tmp_path: Path, record, write
+) -> None:
+    """`{name: onion, width: [1, 2], tune: [percentile]}` makes two searches that are asked the same."""
+    tuned = _asked(space={"percentile": {"low": 50, "high": 99}})
+    rows = [
+        record(**tuned, seed=seed, defense_settings={"width": width, "percentile": found})
+        for width, seed, found in ((1, 0, 80), (1, 1, 90), (2, 0, 70), (2, 1, 75))
+    ]
+    found = _of(write(tmp_path, rows))
+    assert [(one.setting, one.seeds, one.superseded) for one in found] == [
+        (f"onion (width={width}, tuned: clean-val)", (0, 1), 0) for width in (1, 2)
+    ]
+
+
+def test_of_searches_that_say_nothing_rows_without_numbers_are_no_repeat(
+    tmp_path: Path, record, blank, write
+) -> None:
+    tuned = {"defense": "onion", "tuning_mode": "clean-val", "tuning_trials": 20, "seed": 0}
+    rows = [
+        blank("failed", **tuned, defense_settings={"percentile": 50}, key="0", finished_at=0.5),
+        record(**tuned, defense_settings={"percentile": 80}),
+    ]
+    (one,) = _of(write(tmp_path, rows))
+    assert (one.setting, one.seeds, one.failed) == ("onion (tuned: clean-val)", (0,), 0)
+
+
+def test_a_failed_row_that_a_later_one_replaced_is_not_counted(
+    tmp_path: Path, record, blank, write
+) -> None:
+    rows = [
+        blank("failed", defense="onion", seed=0, key="early", finished_at=1.0),
+        blank("skipped", defense="onion", seed=0, key="skip", finished_at=1.5),
+        record(defense="onion", seed=0, finished_at=2.0),
+        record(defense="onion", seed=1, finished_at=2.0),
+        blank("failed", defense="onion", seed=1, key="late", finished_at=3.0),
+        blank("failed", defense="onion", seed=2, key="other seed", finished_at=1.0),
+        blank("failed", defense="cube", seed=0, key="other defense", finished_at=1.0),
+        blank("failed", defense="onion", defense_settings={"percentile": 1}, key="other settings"),
+    ]
+    results = analysis.load(write(tmp_path, rows))
+    assert replaced_keys(results) == {"early", "skip"}
+    counts = [(one.defense, len(one.seeds), one.failed, one.skipped) for one in summaries(results)]
+    assert sorted(counts) == [("cube", 0, 1, 0), ("onion", 0, 1, 0), ("onion", 2, 2, 0)]
 
 
 def test_setups_differ_by_task_plm_and_training(tmp_path: Path, record, write) -> None:

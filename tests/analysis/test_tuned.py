@@ -11,6 +11,7 @@ import analysis
 from analysis.tuned import tuning_rows
 from backdoor_core.errors import DataError
 from backdoor_core.record import TUNING_SCHEMA
+from backdoor_core.spec import Tuning
 from backdoor_core.store import Folder
 
 
@@ -39,6 +40,52 @@ def test_rows_of_several_files_and_folders(tmp_path: Path, record, write) -> Non
     assert tuning_rows([first, second]) == found
     assert [row["study"] for row in tuning_rows(second)] == ["s", "t"]
     assert tuning_rows([second, first]) == found, "whichever folder is named first"
+
+
+def _row(study: str, number: int, finished_at: float, **changes: object) -> dict:
+    first: dict = {
+        "study": study, "number": number, "sweep": "made-up", "task": "sst2", "task_settings": "{}",
+        "plm": "bert", "plm_settings": "{}", "training_settings": '{"epochs":3}', "defense": "onion",
+        "attack": "badnets", "attack_settings": "{}", "seed": 0, "tuning_mode": "oracle",
+        "tuning": TUNING.model_dump_json(), "finished_at": finished_at,
+    }  # fmt: skip
+    return first | changes
+
+
+TUNING = Tuning(mode="oracle", trials=2, space={"percentile": {"low": 0, "high": 9}})
+
+
+def test_of_studies_that_chose_the_same_the_last_counts(tmp_path: Path) -> None:
+    """Under other code a study has another key, and all else alike."""
+    rows = [_row("z-old", n, 1.0 + n) for n in (0, 1, 2)]
+    rows += [_row("a-new", n, 3.5 + n) for n in (0, 1)]
+    others: list[dict[str, object]] = [
+        {"seed": 1}, {"attack": "style"}, {"sweep": "b"}, {"plm": "roberta"},
+        {"tuning": TUNING.model_copy(update={"trials": 9}).model_dump_json()}, {"tuning": None},
+    ]  # fmt: skip
+    rows += [_row(f"other-{i}", 0, 0.5, **changes) for i, changes in enumerate(others)]
+    _write(tmp_path, "x.parquet", rows)
+    found = tuning_rows(tmp_path)
+    own = [(row["study"], row["number"]) for row in found if "other" not in row["study"]]
+    assert own == [("a-new", 0), ("a-new", 1)]
+    assert len(found) == 2 + len(others)
+
+
+def test_studies_of_entries_that_differ_in_what_is_not_searched_all_count(
+    tmp_path: Path, record, write
+) -> None:
+    """`{name: onion, width: [1, 2], tune: [percentile]}`: two studies for each cell, and a repeat of both."""
+    tuned = {"defense": "onion", "tuning_mode": "oracle", "seed": 0}
+    tuned["tuning"] = TUNING.model_copy(update={"tried": 2}).model_dump_json()
+    rows = [
+        record(**tuned, defense_settings={"width": width, "percentile": found})
+        for width, found in ((1, 3), (2, 4), (2, 5))
+    ]
+    out = write(tmp_path, rows)
+    names = ("old-1", "old-2", "new-1", "new-2")
+    _write(out, "x.parquet", [_row(name, 0, float(n)) for n, name in enumerate(names)])
+    assert [row["study"] for row in tuning_rows(out)] == ["new-1", "new-2"]
+    assert tuning_rows(analysis.load(out).where(defense="none")) == tuning_rows(out)
 
 
 def test_columns_that_an_older_file_lacks_are_null(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import functools
 import gc
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +19,7 @@ import pytest
 
 from backdoor_core import catalog, tuning
 from backdoor_core.attack import ACCESS, Poisoned, Trigger
-from backdoor_core.corpus import Corpus
+from backdoor_core.corpus import Corpus, Row
 from backdoor_core.defense import Defense, View
 from backdoor_core.errors import AccessError
 from backdoor_core.ledger import Ledger
@@ -332,10 +331,15 @@ def test_all_accesses_are_walked(used: Workshop) -> None:
     for name in catalog.names("defense"):
         granted |= cast(Defense, catalog.make("defense", name, {})).access
     assert granted | {"supplied_plm"} >= set(ACCESS) - {"unlabelled"}
-    assert Path(used.store.folder.url).name
 
 
-def test_a_corpus_remembers_no_other_corpus() -> None:
+def test_a_corpus_remembers_no_other_corpus(used: Workshop, small_trial: Trial) -> None:
     """What an encoder keeps with a corpus must not lead from one corpus to another."""
-    first, second = Corpus.of([]), Corpus.of([])
-    assert not any(value is second for value in reachable(first))
+    encoder = used.encoder(Pipeline(small_trial(TRIGGER)))
+    first, second = (Corpus.of([Row(text=text, label=0)]) for text in ("one text", "another text"))
+    for corpus in (first, second):
+        encoder(corpus)
+        assert corpus.encodings, "the check says nothing where nothing is kept"
+    for one, other in ((first, second), (second, first)):
+        assert not any(value is other for value in reachable(one))
+        assert other.texts[0] not in {text for value in reachable(one) for text in texts_of(value)}
