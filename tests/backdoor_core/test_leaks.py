@@ -11,6 +11,7 @@ import functools
 import gc
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
