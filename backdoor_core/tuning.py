@@ -8,6 +8,7 @@ come `TuneScores`, all that a search is ever told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -203,14 +204,12 @@ def probe(
     """
     pipeline = Pipeline(spec)
     reports: list[float] = []
-    if floors is None:
-        view = tuning_view(workshop, pipeline, triggered=triggered)
-    else:
-        try:
-            with listening(_follower(workshop, pipeline, floors, reports)):
-                view = tuning_view(workshop, pipeline, triggered=triggered)
-        except PrunedError as error:
-            return Probe(scores=None, reports=tuple(reports), pruned=str(error))
+    follower = None if floors is None else _follower(workshop, pipeline, floors, reports)
+    try:
+        with nullcontext() if follower is None else listening(follower):
+            view = tuning_view(workshop, pipeline, triggered=triggered)
+    except PrunedError as error:
+        return Probe(scores=None, reports=tuple(reports), pruned=str(error))
     facts = workshop.observations(pipeline, (SPLIT,)).facts
     return Probe(
         scores=view.scores(deciding(pipeline.defenses)).as_dict(),

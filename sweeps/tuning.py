@@ -51,8 +51,6 @@ class _Open:
     """By point: what is known of each of its probes."""
     within: list[Sequence[float]] = field(default_factory=list)
     """Reports of the points that kept the limits."""
-    cause: Outcome | None = None
-    """Why it cannot go on."""
 
     @property
     def floors(self) -> tuple[float, ...] | None:

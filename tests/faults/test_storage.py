@@ -12,7 +12,7 @@ from click.testing import Result
 
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.store import MANIFEST, ArtifactStore
+from backdoor_core.store import MANIFEST, ArtifactStore, Folder
 from backdoor_core.trial import spec_of
 
 Cli = Callable[..., Result]
@@ -118,16 +118,27 @@ def no_space(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.parametrize("full", ["from the start", "from the first row on"])
 def test_a_full_disk_while_the_ledger_is_written(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
     before = place.numbers()
     defenses = ["placebo", {"name": "fine_mixing", "epochs": 1}]
+    write = Folder.write
+
+    def fails(folder: Folder, name: str, data: bytes) -> None:
+        with monkeypatch.context() as patch:
+            if full == "from the start" or name.endswith(".parquet"):
+                patch.setattr("backdoor_core.store.os.fsync", no_space)
+            write(folder, name, data)
+
     with monkeypatch.context() as patch:
-        patch.setattr("backdoor_core.store.os.fsync", no_space)
+        patch.setattr(Folder, "write", fails)
         result = place.run(defenses=defenses)
     assert result.exit_code == 2
-    assert "fine_mixing against badnets at 0.1, seed 0: storage: cannot use " in result.output
+    if full == "from the first row on":
+        cause = "fine_mixing against badnets at 0.1, seed 0: storage: cannot use "
+        assert cause in result.output
     assert result.stderr.startswith("error: cannot use ")
     assert "No space left on device" in result.stderr
     assert len(result.stderr.splitlines()) == 1
