@@ -108,10 +108,10 @@ def _look(
     whole = bool(kept.all())
     found = pa.array(codes if whole else codes[kept]).dictionary_encode()
     kind = found.indices.to_numpy()
-    rows = np.arange(block.rows) if whole else np.flatnonzero(kept)
-    of[block.span][rows] = kind
+    rows = np.arange(block.rows, dtype=np.int32) if whole else np.flatnonzero(kept)
+    of[block.span][slice(None) if whole else rows] = kind
     seed_of[block.span] = every[-1]
-    example = np.zeros(len(found.dictionary), np.int64)
+    example = np.zeros(len(found.dictionary), np.int32)
     example[kind] = rows  # any row of a kind serves
     values = [
         [*column.dictionary.to_pylist(), *([None] if column.null_count else [])]

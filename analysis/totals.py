@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from analysis.parts import Block, Numbers, each
 from analysis.scan import Scan
 
 _FLAGS = "flags"
-_NONE = np.empty(0, np.int64)
+_Moments = tuple[Numbers, Numbers, Numbers, Numbers]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,22 +59,24 @@ def totals_of(scan: Scan, of: Numbers, groups: int, names: Sequence[str]) -> Tot
     centre, squares = np.zeros((2, len(names), groups))
     flags: dict[int, dict[str, int]] = {}
 
-    def look(block: Block) -> tuple[list[tuple[Numbers, Numbers, Numbers]], dict[str, Numbers]]:
-        here = of[block.span].astype(np.int64)  # bincount would copy it each time
+    def look(block: Block) -> tuple[list[_Moments], dict[str, Numbers]]:
+        here = of[block.span]
+        order = np.argsort(here)
+        order = order[: np.count_nonzero(here < groups)]
         table = block.read([*names, _FLAGS])
-        rows = np.bincount(here, minlength=groups + 1)
-        return [_moments(table[name], here, rows) for name in names], _flags(table, here)
+        placed = np.take(here, order)
+        return [_moments(table[name], order, placed) for name in names], _flags(table, here)
 
     blocks = [block for block in scan.blocks if (of[block.span] < groups).any()]
     flagged: dict[str, Numbers] = {}
     for moments, found in each(look, blocks):
-        for i, (n, mean, about) in enumerate(moments):
+        for i, (at, n, mean, about) in enumerate(moments):
             # Two sets' squares about their common mean: Chan et al., doi 10.1080/00031305.1983.10483115.
-            whole = np.maximum(count[i] + n, 1)
-            step = mean - centre[i]
-            squares[i] += about + step**2 * (count[i] * n / whole)
-            centre[i] += step * (n / whole)
-            count[i] += n
+            known = count[i, at]
+            step, share = mean - centre[i, at], n / (known + n)
+            squares[i, at] += about + step**2 * (known * share)
+            centre[i, at] += step * share
+            count[i, at] += n
         for flag, rows in found.items():
             flagged.setdefault(flag, np.zeros(groups, np.int64))
             flagged[flag] += np.bincount(rows, minlength=groups + 1)[:groups]
@@ -83,30 +86,24 @@ def totals_of(scan: Scan, of: Numbers, groups: int, names: Sequence[str]) -> Tot
     return Totals(names=tuple(names), count=count, centre=centre, squares=squares, flags=flags)
 
 
-def _moments(column: Any, of: Numbers, rows: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Count, mean and sum of squares about it, of each group in a block; mean 0 where there is no number.
+def _moments(column: Any, order: Numbers, of: Numbers) -> _Moments:
+    """The groups with numbers in a block, and of each: how many, their mean, the sum of squares about it.
 
-    `rows` counts each group's rows.
+    `order` sorts the block's rows by group, `of` is the group of each row in that order.
     """
-    unknown = pc.indices_nonzero(column.is_null()).to_numpy() if column.null_count else _NONE
-    values = (column.fill_null(0.0) if len(unknown) else column).to_numpy()
-    if not np.isfinite(values.sum()):  # rare: NaN or an infinity is among them
-        unknown = np.union1d(unknown, np.flatnonzero(~np.isfinite(values))).astype(np.int64)
-        values = values.copy()
-        values[unknown] = 0.0
-    if 2 * len(unknown) > len(values):
-        known = np.ones(len(values), bool)
-        known[unknown] = False
-        values, of, unknown = values[known], of[known], _NONE
-        count = np.bincount(of, minlength=len(rows))
-    else:
-        count = rows - np.bincount(of[unknown], minlength=len(rows))
-    mean = np.bincount(of, weights=values, minlength=len(rows)) / np.maximum(count, 1)
-    about = values - mean[of]
-    about[unknown] = 0.0
-    about *= about
-    squares = np.bincount(of, weights=about, minlength=len(rows))
-    return count[:-1], mean[:-1], squares[:-1]
+    filled = column.fill_null(math.nan) if column.null_count else column
+    values = np.take(filled.to_numpy(), order)
+    known = np.isfinite(values)
+    if not known.all():
+        values, of = values[known], of[known]
+    starts = np.flatnonzero(np.diff(of, prepend=-1))
+    if len(starts) == 0:
+        return starts, starts, np.empty(0), np.empty(0)
+    n = np.diff(starts, append=len(of))
+    mean = np.add.reduceat(values, starts) / n
+    values -= np.repeat(mean, n)
+    values *= values
+    return of[starts], n, mean, np.add.reduceat(values, starts)
 
 
 def _flags(table: Any, of: Numbers) -> dict[str, Numbers]:

@@ -242,7 +242,8 @@ def numbered(keys: pa.ChunkedArray) -> Numbers:
     found = [np.empty(0, np.uint64)]
     for chunk in keys.chunks:
         bytes_of_each = pc.binary_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
-        widths = np.unique(bytes_of_each)
+        alike = len(chunk) > 0 and bytes_of_each.min() == bytes_of_each.max()
+        widths = bytes_of_each[:1] if alike else np.unique(bytes_of_each)
         numbers = np.zeros(len(chunk), np.uint64)
         for width in widths[widths > 0].tolist():
             if len(widths) == 1:
