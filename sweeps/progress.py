@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,11 +27,15 @@ _KINDS = {
 
 @dataclass
 class Progress:
-    """Counts jobs by kind as a schedule tells of them, and shows them on `console`."""
+    """Counts jobs by kind as a schedule tells of them, and shows them on `console`.
+
+    `coming` gives about how many jobs of each kind are still to be added to those that the schedule has.
+    """
 
     console: Console
-    total: dict[str, int]
+    coming: Callable[[], Mapping[str, int]] = dict
     slots: int = 1
+    added: dict[str, int] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)
     running: dict[str, Job] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -44,6 +48,9 @@ class Progress:
 
     def __call__(self, event: str, job: Job, outcome: Outcome | None) -> None:
         """A `schedule.Listener`."""
+        if event == "added":
+            self.added[job.kind] = self.added.get(job.kind, 0) + 1
+            return
         if event == "started":
             self.running[job.key] = job
         else:
@@ -51,7 +58,7 @@ class Progress:
             self.ended[job.kind] = self.ended.get(job.kind, 0) + 1
             if outcome is not None:
                 self._note(event, job, outcome)
-        self._show()
+        self._show(event)
 
     def _note(self, event: str, job: Job, outcome: Outcome) -> None:
         if event == "done":
@@ -71,32 +78,36 @@ class Progress:
     def left_s(self) -> float | None:
         """Seconds until the end, from the mean of the jobs that ended; None while a kind has no such mean."""
         known = {kind: sum(s) / len(s) for kind, s in self.seconds.items() if s}
-        open_jobs = {kind: n - self.ended.get(kind, 0) for kind, n in self.total.items()}
+        open_jobs = {kind: n - self.ended.get(kind, 0) for kind, n in self._totals().items()}
         if any(count and kind not in known for kind, count in open_jobs.items()):
             return None
         left = sum(count * known[kind] for kind, count in open_jobs.items() if count)
         return left / max(self.slots, 1)
 
-    def _show(self) -> None:
+    def _totals(self) -> dict[str, int]:
+        coming = self.coming()
+        return {kind: self.added.get(kind, 0) + coming.get(kind, 0) for kind in _KINDS}
+
+    def _show(self, event: str) -> None:
         if self._live is not None:
             self._live.update(self._table())
-        elif time.monotonic() - self._last_line >= PLAIN_EVERY_S:
+            return
+        # Where a job has just ended, the one that takes its place is about to start.
+        settled = event == "started" or not self.running
+        if settled and time.monotonic() - self._last_line >= PLAIN_EVERY_S:
             self._last_line = time.monotonic()
             self.console.print(self._line(), markup=False, highlight=False)
 
     def _counts(self) -> list[tuple[str, str]]:
         return [
             (_KINDS[kind], f"{self.ended.get(kind, 0)}/{count}")
-            for kind, count in self.total.items()
+            for kind, count in self._totals().items()
             if count
         ]
 
     def _line(self) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in self._counts())
-        return (
-            f"{counts}; {len(self.running)} running, {len(self.failures)} failed"
-            f"{_left(self.left_s())}"
-        )
+        return f"{counts}; {len(self.running)} running, {len(self.failures)} failed{self._left()}"
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -104,8 +115,15 @@ class Progress:
             table.add_row(name, count)
         names = ", ".join(job.label for job in self.running.values())
         table.add_row("running", names or "-")
-        table.add_row("failed", str(len(self.failures)) + _left(self.left_s()))
+        table.add_row("failed", str(len(self.failures)) + self._left())
         return table
+
+    def _left(self) -> str:
+        seconds = self.left_s()
+        if seconds is None:
+            return ""
+        about = "at most" if any(self.coming().values()) else "about"
+        return f"; {about} {duration(seconds)} left"
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -119,10 +137,6 @@ class Progress:
                 yield
             finally:
                 self._live = None
-
-
-def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"; about {duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import skipped, started
 from sweeps.config import Sweep
-from sweeps.plan import Plan, jobs_of_study, needs_of, open_probes
+from sweeps.plan import Plan, jobs_of_study, needs_of
 from sweeps.progress import Progress
 from sweeps.schedule import Job, Outcome, Schedule
 from sweeps.search import JOURNAL, Journal
@@ -54,8 +54,9 @@ def run_plan(
     """
     start = time.monotonic()
     record_skipped(plan, ledger)
-    progress = Progress(console, total=_totals(plan))
+    progress = Progress(console)
     searches = _searches(plan, store, ledger, progress)
+    progress.coming = searches.coming
     schedule = Schedule.of([*plan.jobs.values(), *searches.start()], progress, searches)
     context = {
         "store": store.folder.url,
@@ -116,16 +117,6 @@ def _time_limit(start: float, max_hours: float | None) -> Callable[[], bool]:
     """Whether the time is up: jobs that run then finish, and no other starts."""
     limit = float("inf") if max_hours is None else start + max_hours * 3600
     return lambda: time.monotonic() >= limit
-
-
-def _totals(plan: Plan) -> dict[str, int]:
-    totals = {"prepare": 0, "victim": 0, "reference": 0, "probe": 0, "trial": 0}
-    for job in plan.jobs.values():
-        totals[job.kind] += 1
-    for study in plan.studies:
-        totals["probe"] += open_probes(plan, study)
-        totals["trial"] += len(study.finals)
-    return totals
 
 
 def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progress) -> Searches:

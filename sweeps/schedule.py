@@ -77,7 +77,7 @@ class Feeder(Protocol):
 
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
-"""Called with `started`, `done`, `failed` or `dropped`, the job, and its outcome."""
+"""Called with `added`, `started`, `done`, `failed` or `dropped`, the job, and its outcome."""
 
 
 @dataclass
@@ -119,6 +119,7 @@ class Schedule:
         new = {job.key: job for job in jobs if job.key not in self.jobs}
         self.jobs |= new
         for key, job in new.items():
+            self._tell("added", job, None)
             self._order[key] = len(self._order)
             needs = {need for need in job.needs if need in self.jobs and need not in self.done}
             self._missing[key] = needs

@@ -102,6 +102,18 @@ class Searches:
             self.open[study.key] = _restored(study, rows.get(study.key, ()), journal)
         journal.flush()
 
+    def coming(self) -> dict[str, int]:
+        """At most how many jobs by kind will follow: a point that several studies ask for is tried once.
+
+        A budget of seconds does not say how many points it is good for.
+        """
+        probes, trials = 0, 0
+        for one in self.open.values():
+            left = (one.study.trials or 1) - one.search.started
+            probes += 0 if one.study.is_post_hoc else max(left, 0) * len(one.study.places)
+            trials += len(one.study.finals)
+        return {"probe": probes, "trial": trials}
+
     def start(self) -> list[Job]:
         """The first jobs: each study asks for a point."""
         jobs = [job for one in list(self.open.values()) for job in self._next(one)]

@@ -26,7 +26,7 @@ def text() -> io.StringIO:
 
 def view(text: io.StringIO, *, terminal: bool = False) -> Progress:
     console = Console(file=text, force_terminal=terminal, width=120, soft_wrap=True)
-    return Progress(console, total={"prepare": 1, "victim": 2, "reference": 1, "trial": 2})
+    return Progress(console)
 
 
 JOBS = (
@@ -37,6 +37,12 @@ JOBS = (
     job("t", "trial", ("v",), specs=3),
     job("u", "trial", ("r",), specs=2),
 )
+
+
+def listed(progress: Progress) -> Progress:
+    """Told of all jobs."""
+    Schedule.of(JOBS, progress)
+    return progress
 
 
 def run_through(progress: Progress) -> None:
@@ -73,7 +79,7 @@ def test_a_job_that_left_no_rows_fails_all_its_trials(text: io.StringIO) -> None
 
 
 def test_the_time_left_is_the_mean_so_far_over_the_slots(text: io.StringIO) -> None:
-    progress = view(text)
+    progress = listed(view(text))
     assert progress.left_s() is None
     progress("done", JOBS[0], Outcome(seconds=3.0))
     progress("done", JOBS[1], Outcome(seconds=10.0))
@@ -89,16 +95,44 @@ def test_without_a_terminal_a_line_is_written_now_and_then(
     text: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PLAIN_EVERY_S", 0.0)
-    progress = view(text)
+    progress = listed(view(text))
     with progress.shown():
         progress("started", JOBS[0], None)
+        progress("started", JOBS[1], None)
         progress("done", JOBS[0], Outcome(seconds=1.0))
-    first, second = text.getvalue().splitlines()
+        progress("started", JOBS[2], None)
+    first, _, third = text.getvalue().splitlines()
     assert first == (
         "preparation 0/1, victims 0/2, clean twin 0/1, defenses 0/2; 1 running, 0 failed"
     )
-    assert second.startswith("preparation 1/1, ")
-    assert second.endswith("; 0 running, 0 failed"), "no victim has run: the time left is unknown"
+    assert third.startswith("preparation 1/1, "), "none is written between an end and a start"
+    assert third.endswith("; 2 running, 0 failed"), "no victim has run: the time left is unknown"
+
+
+def test_what_searches_may_still_ask_for_counts(
+    text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_EVERY_S", 0.0)
+    coming = {"probe": 3, "trial": 1}
+    progress = view(text)
+    progress.coming = lambda: coming
+
+    def run(key: str, kind: JobKind, seconds: float) -> None:
+        one = job(key, kind)
+        for event in ("added", "started", "done"):
+            progress(event, one, Outcome(seconds=seconds) if event == "done" else None)
+
+    run("p", "probe", 5.0)
+    coming["probe"] = 2
+    run("t", "trial", 7.0)
+    run("u", "trial", 7.0)
+    coming.clear()
+    run("v", "trial", 7.0)
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "settings tried 0/4, defenses 0/1; 1 running, 0 failed"
+    assert "settings tried 1/3, defenses 1/3; 1 running, 0 failed; at most 24 s left" in lines
+    assert lines[-2].startswith("settings tried 1/1, defenses 2/3; 1 running"), "never asked for"
+    assert lines[-2].endswith("; about 7 s left")
 
 
 def test_on_a_terminal_the_view_is_live(text: io.StringIO) -> None:

@@ -159,8 +159,9 @@ def test_any_graph_is_worked_off(jobs: list[Job], data: st.DataObject) -> None:
     assert set(schedule.dropped) == below - set(schedule.failed)
     for one in jobs:
         dropped = one.key in schedule.dropped
+        assert events[one.key][0] == "added"
         assert events[one.key].count("started") == (0 if dropped else 1)
-        assert len(events[one.key]) == (1 if dropped else 2)
+        assert len(events[one.key]) == (2 if dropped else 3)
 
 
 class Feeding:

@@ -85,6 +85,7 @@ class Bench:
         )  # fmt: skip
         schedule = Schedule.of([*self.inputs, *searches.start()], None, searches)
         running: list[Job] = []
+        first = len(schedule.jobs) + searches.coming()["probe"]
         while not schedule.exhausted and len(self.probes) < self.most:
             job = schedule.take() if len(running) < slots else None
             if job is not None:
@@ -96,6 +97,9 @@ class Bench:
                 self.probes.append(ended)
             schedule.complete(ended.key, self.answer(ended))
         assert not schedule.open or len(self.probes) >= self.most
+        if all(study.trials for study in self.studies):
+            assert len(schedule.jobs) <= first, "what is still to come is told from the start"
+        assert schedule.open or not any(searches.coming().values())
         return self
 
     def rows(self) -> list[dict[str, Any]]:
