@@ -1,5 +1,6 @@
 # make quickstart   install into .venv, run the embedded sweep, write its report
-# make test         lint, types, tests with coverage
+# make test         lint, types, tests
+# make coverage     the tests with coverage, of which 90 % is the least (a third slower)
 # make lint         ruff and mypy only
 # make format       let ruff rewrite what it can
 # make bench        JSON lines of ratios from each file in benchmarks/ (BENCH_ARGS=--strict: fail where one does not hold)
@@ -29,7 +30,7 @@ BENCH_ARGS ?=
 BENCH_ENV  := TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format bench clean
+.PHONY: help install quickstart test coverage lint format bench clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -61,9 +62,13 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile \
-		--cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+	$(TESTS) $(PYTEST_ARGS)
+
+coverage: $(DEV)
+	$(TESTS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
