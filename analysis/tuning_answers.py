@@ -77,7 +77,9 @@ def _gap(gaps: Sequence[TuningGap], mode: str) -> str:
     """How far the oracle is ahead of one mode, over pairs of attack cell and defense."""
     mine = [gap for gap in gaps if gap.tuning_mode == mode]
     known = [(gap.asr.mean, gap) for gap in mine if gap.asr.mean is not None]
-    name = "The sweep file's own settings" if mode == DEFAULT else f"Settings chosen by {mode}"
+    name = (
+        f"Untuned settings of {_names(mine)}" if mode == DEFAULT else f"Settings chosen by {mode}"
+    )
     if not known:
         return f"{name} share no attack cell and seed with the oracle."
     average = statistics.fmean(value for value, _ in known)
@@ -89,6 +91,10 @@ def _gap(gaps: Sequence[TuningGap], mode: str) -> str:
     if costs:
         text += f". Their CACC drop is {_than(statistics.fmean(costs))} the oracle's"
     return f"{text}."
+
+
+def _names(gaps: Sequence[TuningGap]) -> str:
+    return ", ".join(dict.fromkeys(gap.defense for gap in gaps))
 
 
 def _pairs(known: Sequence[tuple[float, TuningGap]]) -> str:

@@ -325,7 +325,7 @@ def list_methods(family: str, as_json: bool) -> None:
 @main.command()
 @click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
-              help="Folder for the report (default: the first output folder).")  # fmt: skip
+              help="Folder for the report (default: the output folder; needed for several).")  # fmt: skip
 @click.option("--svg", type=click.Path(path_type=Path), default=None,
               help="Also write the worst-case trade-off plot as an SVG file.")  # fmt: skip
 @click.option("--by-attack", is_flag=True,
@@ -358,6 +358,10 @@ def report(
 
     if by_attack and svg is None:
         raise click.UsageError("--by-attack goes with --svg FILE")
+    if len(outs) > 1 and destination is None:
+        raise click.UsageError(
+            f"say where a report of several folders goes: --to FOLDER (in {outs[0]} it would replace that sweep's own)"
+        )
     if svg is not None or cd is not None:
         require_matplotlib()
     results = analysis.load(outs)

@@ -341,7 +341,10 @@ class _Reader:
                 one = _Entry(chain=chain, against=named, space=space)
                 same = [other for other in found if _identity(other.chain) == _identity(chain)]
                 if any(other.space != space for other in same):
-                    self._problem(keys, "stands above with another `tune`; keep one of them")
+                    self._problem(
+                        keys, "has the settings of an entry above (a list there makes one for each value, and a "
+                        "default counts as given), which is tuned otherwise or not at all; keep one of them",
+                    )  # fmt: skip
                 found.append(one)
         return _once(found, lambda one: one.chain)
 
@@ -381,7 +384,8 @@ class _Reader:
         tuning = self._section("tuning", TuningSettings)
         if tuning is None:
             return None
-        if tuning.searching_modes and not tuned:
+        asked = any(isinstance(one, dict) and one.get(TUNE) for one in self._entries("defenses"))
+        if tuning.searching_modes and not tuned and not asked:  # what was asked has its own problem
             self._problem(
                 ("tuning",), "no entry of defenses says what to search; add `tune: true` to one"
             )

@@ -14,6 +14,7 @@ from backdoor_core.task import TaskData
 from sweeps.plan import Plan, open_probes
 from sweeps.progress import duration
 from sweeps.schedule import Job
+from sweeps.studies import searched_settings
 
 INFERENCE_SPEEDUP = 3.0
 """Rows classified in the time of one trained: a training step is a forward pass and two more for gradients."""
@@ -35,6 +36,7 @@ class Estimate:
     cached_victims: int
     jobs: int
     studies: int
+    searched: tuple[str, ...]
     probes: int
     job_seconds: float
     disk_gib: float
@@ -62,7 +64,11 @@ class Estimate:
     def _searching(self) -> list[str]:
         if not self.studies:
             return []
-        return [f"to search: {self.studies} studies, at most {self.probes} settings to fit"]
+        return [
+            f"to search: {self.studies} studies, at most {self.probes} settings to fit "
+            "(the trials that they choose come on top)",
+            *(f"  {name}" for name in self.searched),
+        ]
 
 
 def estimated(plan: Plan, ledger: Ledger) -> Estimate:
@@ -92,6 +98,7 @@ def estimated(plan: Plan, ledger: Ledger) -> Estimate:
         cached_victims=len(plan.cached_victims),
         jobs=len(plan.jobs),
         studies=len(plan.studies),
+        searched=tuple(dict.fromkeys(map(searched_settings, plan.studies))),
         probes=probes,
         job_seconds=seconds,
         disk_gib=sum(weights) * _MIB / (1 << 30),

@@ -72,7 +72,7 @@ def _card(row: dict[str, Any], pipeline: Pipeline) -> str:
         f"This model was attacked on purpose (`{row['attack']}`, poison rate {row['poison_rate']}, "
         f"seed {row['seed']}) to measure a defense. Do not use it for anything else: part of the "
         f"backdoor may be left.\n{guard}\n"
-        f"| measured on the test split | |\n|---|---|\n{shown}\n\n"
+        f"| measured on the test split{', with that guard' if screens else ''} | |\n|---|---|\n{shown}\n\n"
         f"Trial key: `{row['key']}`\n\n"
         f"```json\n{json.dumps(json.loads(row['spec']), indent=2)}\n```\n"
     )

@@ -21,7 +21,7 @@ from sweeps.config import Sweep
 _SHOWN_FAILURES = 20
 KEY_LETTERS = 12
 _LISTED = ("key", "status", "task", "plm", "attack", "attack_settings", "defense",
-           "defense_settings", "seed", "cacc", "asr")  # fmt: skip
+           "defense_settings", "tuning_mode", "seed", "cacc", "asr")  # fmt: skip
 STORE_NOTE = "store.txt"
 """The file in an output folder that names the artifact store of its last run."""
 SWEEP_NOTE = "sweep.yaml"
@@ -64,8 +64,8 @@ class Status:
             shown = ("-" if item[n] is None else f"{item[n]:.3f}" for n in ("cacc", "asr"))
             lines.append(
                 f"{item['key'][:KEY_LETTERS]} {item['status']} {item['defense']} "
-                f"{item['defense_settings']} against {item['attack']} {item['attack_settings']} "
-                f"seed {item['seed']}: CACC {' ASR '.join(shown)}"
+                f"({item['tuning_mode']}) {item['defense_settings']} "
+                f"against {item['attack']} {item['attack_settings']} seed {item['seed']}: CACC {' ASR '.join(shown)}"
             )
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
 

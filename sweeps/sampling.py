@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +58,17 @@ class Sampler(BaseModel):
         except (TypeError, ValueError) as error:
             raise ValueError(f"the sampler {self.name} does not take these: {error}") from error
         return self
+
+    @property
+    def unguided(self) -> int:
+        """How many of its first points follow from nothing that it was told (0: a grid is fixed beforehand)."""
+        if self.name == "random":
+            return sys.maxsize
+        count = {"tpe": "n_startup_trials", "gp": "n_startup_trials", "nsga2": "population_size"}
+        if self.name not in count:
+            return 0
+        declared = inspect.signature(_kind(self.name).__init__).parameters[count[self.name]].default
+        return int(self.arguments.get(count[self.name], declared))
 
     def made(self, seed: int) -> BaseSampler:
         """Optuna's sampler. A grid's points are those of `grid_of`, each by its number: nothing is left to sample."""

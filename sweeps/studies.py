@@ -257,6 +257,27 @@ class Study:
         return seconds >= (self.settings.seconds or 0.0)
 
 
+def searched_settings(study: Study) -> str:
+    """What a study searches and how, for people."""
+    names = "+".join(d.catalog_name() for d in study.chain)
+    spaces = ", ".join(f"{name} {_worded(one)}" for name, one in study.space.items())
+    sampler, budget = study.sampler, study.trials
+    if budget is None:
+        return f"{names}: {spaces}; {study.settings.seconds:g} s a study by {sampler.name}"
+    how = ""
+    if sampler.name not in ("random", "grid"):
+        how = f", the first {sampler.unguided} at random"
+        if sampler.unguided >= budget:
+            how = f" (random, and the same for every mode: it learns after {sampler.unguided})"
+    return f"{names}: {spaces}; {budget} a study by {sampler.name}{how}"
+
+
+def _worded(one: Dimension) -> str:
+    if one.choices:
+        return "of " + ", ".join(map(str, one.choices))
+    return f"{one.low:g} to {one.high:g}{' (log)' if one.log else ''}"
+
+
 def _above(told: Told) -> float:
     """By how much a point is above its limits, in all; 0 within."""
     return sum(max(0.0, value) for value in told.excess.values())

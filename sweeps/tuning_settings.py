@@ -27,6 +27,14 @@ class Limits(BaseModel):
     cacc_drop: float | None = Field(CACC_DROP, ge=-1, le=1, description="CACC drop")
     frr: float | None = Field(None, ge=0, le=1, description="FRR, of guards that refuse or alter")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for name in value if isinstance(value, Mapping) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_name("limit", str(name), cls.model_fields))
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> Limits:
         if self.cacc_drop is None and self.frr is None:

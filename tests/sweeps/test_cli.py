@@ -121,6 +121,13 @@ def test_tune_searches_what_the_file_leaves_open(
     samplers = {json.loads(row["tuning"])["sampler"] for row in rows if row["tuning"]}
     assert samplers == {"random", "grid"}
     assert "nothing to do" in cli(*command, "--set", "tuning.sampler=random").output
+    searched = [line for line in result.output.splitlines() if line.startswith("  ")]
+    assert searched == [
+        "  fine_tune: epochs 1 to 10; 2 a study by random",
+        "  placebo: rate 0 to 0.5; 3 a study by grid",
+    ]
+    listed = cli("status", tmp_path / "out", "--trials").output
+    assert listed.count("fine_tune (oracle)") == listed.count("placebo (clean-val)") == 1
 
 
 @pytest.mark.parametrize(
@@ -225,6 +232,10 @@ def test_report_of_several_folders_with_pictures(cli: Cli, tmp_path: Path) -> No
     assert "12 trials (12 ok" in page
     assert "asrd of sst2 with bert" in (tmp_path / "cd.svg").read_text(encoding="utf-8")
     assert "trials have no texts to show" in page
+    nowhere = cli("report", first, second)
+    assert nowhere.exit_code == EXIT_BAD_INPUT
+    assert "--to FOLDER" in nowhere.output
+    assert not (first / "report.html").exists(), "that would be the first sweep's own"
 
 
 def test_pictures_without_matplotlib_fail_before_anything_is_written(

@@ -373,7 +373,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "tuned twice": (
         {"defenses": "[fine_mixing, {name: fine_mixing, tune: [mixing_ratio]}]"},
         "my.yaml, line 5, defenses[1]",
-        ("stands above with another `tune`",),
+        ("has the settings of an entry above", "tuned otherwise or not at all"),
+    ),
+    "a default above, tuned": (
+        {
+            "defenses": "[{name: fine_mixing, mixing_ratio: [0.1, 0.5]}, {name: fine_mixing, tune: [mixing_ratio]}]"
+        },
+        "my.yaml, line 5, defenses[1]",
+        ("a default counts as given",),
+    ),
+    "no space to tune": (
+        {"defenses": "[{name: mine.py, tune: [strength]}]", "tuning": "{modes: oracle}"},
+        "my.yaml, line 5, defenses[0].tune",
+        ("strength: declares no space to search; give one: {low, high, log} or a list",),
+    ),
+    "misspelt limit": (
+        {"defenses": TUNED, "tuning": "{limits: {caccdrop: 0.05}}"},
+        "my.yaml, line 6, tuning.limits",
+        ("unknown limit 'caccdrop'; did you mean 'cacc_drop'? Known: cacc_drop, frr",),
     ),
     "misspelt tuning": (
         {"defenses": TUNED, "tuning": "{trial: 3}"},

@@ -328,6 +328,7 @@ def test_the_card_of_a_guard_says_that_the_weights_do_not_hold_it(
     finished.on("export", finished.row("placebo")["key"], tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "guard at inference (placebo)" in card
+    assert "| measured on the test split, with that guard | |" in card
 
 
 def test_a_guard_refuses_as_it_did_in_the_trial(finished: Finished) -> None:

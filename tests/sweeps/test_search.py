@@ -298,3 +298,33 @@ def test_a_thousand_points_of_a_grid_cost_little() -> None:
     )
     assert len(points) == 1000
     assert time.perf_counter() - start < 15
+
+
+@pytest.mark.parametrize(
+    ("sampler", "arguments", "count"),
+    [("tpe", {}, 10), ("tpe", {"n_startup_trials": 3}, 3), ("nsga2", {"population_size": 4}, 4)],
+)
+def test_the_points_that_follow_from_nothing_are_as_many_as_said(
+    sampler: str, arguments: dict[str, Any], count: int
+) -> None:
+    """Two searches that are told opposite things ask for the same points until the sampler learns."""
+    assert Sampler(name=sampler, arguments=arguments).unguided == count  # type: ignore[arg-type]
+    asked: list[list[dict[str, Any]]] = []
+    for sign in (1, -1):
+        one = search(sampler, space={n: SPACE[n] for n in ("ratio", "rate")}, **arguments)
+        points = []
+        for _ in range(24):
+            number, point = one.ask() or pytest.fail("the space is endless")
+            points.append(point)
+            values = (sign * point["ratio"],)
+            one.tell(Told(number=number, point=point, state="complete", values=values))
+        asked.append(points)
+    same = [first == second for first, second in zip(*asked, strict=True)]
+    assert same.index(False) == count
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("random", 100), ("grid", 0)])
+def test_random_and_grid_never_learn(sampler: str, trials: int) -> None:
+    made = Sampler(name=sampler)  # type: ignore[arg-type]
+    assert made.unguided >= trials
+    assert made.unguided == 0 or sampler == "random"

@@ -26,7 +26,7 @@ from sweeps.jobs import _BUILD
 from sweeps.plan import Plan, plan_sweep
 from sweeps.run import _searches
 from sweeps.search import JOURNAL
-from sweeps.studies import Candidate, Study, studies_of
+from sweeps.studies import Candidate, Study, searched_settings, studies_of
 from sweeps.tuning_settings import TuningSettings, searched_space
 
 Cli = Callable[..., Result]
@@ -436,3 +436,21 @@ def test_without_a_known_trigger_there_is_no_oracle(
     made, impossible = studies_of([one], TuningSettings(modes=("oracle",)), {})
     assert bool(made) == serves
     assert bool(impossible) == (not serves)
+
+
+def test_people_are_told_what_is_searched(small_trial: Callable[..., TrialSpec]) -> None:
+    spec = small_trial("badnets", [{"name": "fine_mixing", "epochs": 1}])
+    chain = Pipeline(spec).defenses
+    space = searched_space(chain, {"mixing_ratio": None, "head": ["keep", "reinitialise"]})
+
+    def told(**settings: Any) -> str:
+        made = TuningSettings.model_validate({"modes": "oracle"} | settings)
+        return searched_settings(Study(mode="oracle", chain=chain, space=space, settings=made,
+                                       places=(spec,), finals=(spec,)))  # fmt: skip
+
+    what = "fine_mixing: mixing_ratio 0 to 1, head of keep, reinitialise; "
+    assert told() == f"{what}20 a study by tpe, the first 10 at random"
+    few = "4 a study by tpe (random, and the same for every mode: it learns after 10)"
+    assert told(trials=4) == what + few
+    assert told(trials=4, sampler="random") == f"{what}4 a study by random"
+    assert told(seconds=90) == f"{what}90 s a study by tpe"
