@@ -62,10 +62,10 @@ def kinds_of(results: ResultTable) -> Kinds:
     chosen = [block for block in results.scan.blocks if results.selected[block.span].any()]
     look = partial(_look, selected=results.selected, of=of, seed_of=seed_of)
     known: list[dict[Any, int]] = [{} for _ in (*COLUMNS, "seed")]
-    local, seeds = [np.empty((len(COLUMNS), 0), np.int64)], []
+    local, seeds = [np.empty((len(COLUMNS), 0), np.int32)], []
     for values, numbers in each(look, chosen):
         shared = [
-            np.array([ids.setdefault(value, len(ids)) for value in column], np.int64)
+            np.array([ids.setdefault(value, len(ids)) for value in column], np.int32)
             for ids, column in zip(known, values, strict=True)
         ]
         local.append(np.stack([m[n] for m, n in zip(shared[:-1], numbers, strict=True)]))

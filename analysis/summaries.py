@@ -5,9 +5,11 @@ One `Summary` is one cell x defense setting with its seeds. The clean twin (atta
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +117,26 @@ def summaries(results: ResultTable) -> tuple[Summary, ...]:
     Trials that failed or were skipped are counted in theirs, so a cell in which every trial failed stands
     there too, without numbers. Reads only the columns that summaries are made of, a block of rows at a time.
     """
+    with _no_search_for_cycles():
+        return _summaries(results)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Stops the garbage collector's passes, which would look at all of many small new values again and again.
+
+    None of them refers back to another, so nothing waits for the collector.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _summaries(results: ResultTable) -> tuple[Summary, ...]:
     grouping = grouped(results)
     names = swept(grouping.examples)
     totals = totals_of(results.scan, grouping.of, len(grouping.groups), _MEANS)

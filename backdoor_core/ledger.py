@@ -234,10 +234,11 @@ def _spread(numbers: Numbers) -> Numbers:
     return places
 
 
-def numbered(keys: pa.ChunkedArray) -> Numbers:
+def numbered(keys: pa.ChunkedArray, factor: int = _GOLDEN) -> Numbers:
     """A 64-bit number for each key: equal for equal keys, and nearly always another for another key.
 
-    With it the few keys that stand more than once are found among millions without comparing texts.
+    With it the few keys that stand more than once are found among millions without comparing texts. Numbers made with
+    another `factor` (odd) have nothing to do with these.
     """
     found = [np.empty(0, np.uint64)]
     for chunk in keys.chunks:
@@ -247,15 +248,15 @@ def numbered(keys: pa.ChunkedArray) -> Numbers:
         numbers = np.zeros(len(chunk), np.uint64)
         for width in widths[widths > 0].tolist():
             if len(widths) == 1:
-                numbers = _hashed(chunk, width)
+                numbers = _hashed(chunk, width, factor)
             else:
                 places = np.flatnonzero(bytes_of_each == width)
-                numbers[places] = _hashed(chunk.take(places), width)
+                numbers[places] = _hashed(chunk.take(places), width, factor)
         found.append(numbers)
     return np.concatenate(found)
 
 
-def _hashed(keys: pa.Array, width: int) -> Numbers:
+def _hashed(keys: pa.Array, width: int, factor: int) -> Numbers:
     """The number of each of some texts that all have `width` bytes."""
     _, places, texts = keys.buffers()
     first = int(np.frombuffer(places, np.int32)[keys.offset])
@@ -263,7 +264,7 @@ def _hashed(keys: pa.Array, width: int) -> Numbers:
     if width % _WORD_BYTES:
         letters = np.pad(letters, ((0, 0), (0, -width % _WORD_BYTES)))
     words = letters.view(np.uint64)
-    powers = [pow(_GOLDEN, i + 1, 2**64) for i in range(words.shape[1])]
+    powers = [pow(factor, i + 1, 2**64) for i in range(words.shape[1])]
     numbers: Numbers = words @ np.array(powers, np.uint64)
     return numbers
 

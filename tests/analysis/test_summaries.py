@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from analysis.exports import (
 from analysis.grouping import replaced_keys
 from analysis.seeds import Estimate
 from analysis.summaries import estimate, summaries
+from analysis.table import ResultTable
 from analysis.worst import worst_cases
-from backdoor_core.record import wilson
+from backdoor_core.errors import DataError
+from backdoor_core.record import SCHEMA, wilson
 from backdoor_core.spec import Tuning
 
 
@@ -306,3 +309,24 @@ def test_numbers_for_people() -> None:
     assert number(0.12345) == "0.123"
     assert with_interval(Estimate(mean=0.5, n=1)) == "0.500"
     assert escaped("fine_mixing _x_ [a](b)") == "fine_mixing \\_x\\_ [a]\\(b)"
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_garbage_collector_is_as_it_was(was_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after an error."""
+    seen: list[bool] = []
+
+    def failing(results: ResultTable) -> None:
+        seen.append(gc.isenabled())
+        raise DataError("a damaged file")
+
+    monkeypatch.setattr("analysis.summaries.grouped", failing)
+    if not was_on:
+        gc.disable()
+    try:
+        with pytest.raises(DataError):
+            summaries(ResultTable.of(SCHEMA.empty_table()))
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()
+    assert seen == [False]
