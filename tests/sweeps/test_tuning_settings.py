@@ -47,7 +47,7 @@ def test_a_mode_may_stand_alone_and_counts_once() -> None:
         ({"trials": 3, "seconds": 5}, "give trials or seconds, not both"),
         ({"seconds": 5, "sampler": "grid"}, "a grid is made for a number of trials"),
         ({"limits": {"cacc_drop": None}}, "without a limit the strongest setting always wins"),
-        ({"limits": {"cacc": 0.1}}, "Extra inputs are not permitted"),
+        ({"limits": {"cacc": 0.1}}, "unknown limit 'cacc'; did you mean 'cacc_drop'?"),
         ({"modes": []}, "at least 1 item"),
         ({"modes": ["clean_val"]}, "Input should be 'default', 'clean-val'"),
         ({"trials": 0}, "greater than or equal to 1"),
