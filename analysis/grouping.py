@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ class Group:
     found: bool
     last: Row
     synthetic: bool = False
-    seeds: tuple[int, ...] = ()
+    seeds: Sequence[int] = ()
     failed: int = 0
     skipped: int = 0
     superseded: int = 0
@@ -280,20 +280,46 @@ def _outdated(slots: Numbers, finished: Numbers, scan: Scan) -> tuple[Numbers, N
     return contested[before & with_numbers], np.sort(contested[before & ~with_numbers])
 
 
-def _seeds(slots: Numbers, groups: int, seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
+class Seeds(Sequence[int]):
+    """Some of a table's seeds, ascending. It is read as a tuple and equals one, and holds only their places.
+
+    Ten thousand groups of a thousand seeds each would be ten million numbers to make, of which most are only counted.
+    """
+
+    __slots__ = ("_known", "_places")
+
+    def __init__(self, known: tuple[int, ...], places: Numbers) -> None:
+        self._known, self._places = known, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        return self._known[int(self._places[index])]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, tuple | Seeds) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def _seeds(slots: Numbers, groups: int, seeds: tuple[int, ...]) -> list[Seeds]:
     """The seeds of each group, ascending; `slots` are group x seed, and are sorted here."""
     slots.sort()
     ends = np.searchsorted(slots, np.arange(groups + 1) * max(1, len(seeds)))
-    values = np.empty(len(seeds), object)
-    values[:] = seeds
-    same: dict[bytes, tuple[int, ...]] = {}
-    found = []
-    for i in range(groups):
-        places = slots[ends[i] : ends[i + 1]] - i * len(seeds)
-        if (key := places.tobytes()) not in same:
-            same[key] = tuple(values[places])
-        found.append(same[key])
-    return found
+    return [Seeds(seeds, slots[ends[i] : ends[i + 1]] - i * len(seeds)) for i in range(groups)]
 
 
 def _lasts(groups: Sequence[Group], of_kind: Numbers, kinds: Kinds, scan: Scan) -> dict[int, Row]:

@@ -68,7 +68,7 @@ class Summary:
     settings: Mapping[str, Any]
     tuning_mode: str
     synthetic: bool
-    seeds: tuple[int, ...] = ()
+    seeds: Sequence[int] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     flags: Mapping[str, int] = field(default_factory=dict)
     failed: int = 0

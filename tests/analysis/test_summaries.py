@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import analysis
@@ -19,7 +20,7 @@ from analysis.exports import (
     number,
     with_interval,
 )
-from analysis.grouping import replaced_keys
+from analysis.grouping import Seeds, replaced_keys
 from analysis.seeds import Estimate
 from analysis.summaries import estimate, summaries
 from analysis.table import ResultTable
@@ -330,3 +331,20 @@ def test_the_garbage_collector_is_as_it_was(was_on: bool, monkeypatch: pytest.Mo
     finally:
         gc.enable()
     assert seen == [False]
+
+
+def test_seeds_are_read_as_a_tuple() -> None:
+    seeds = Seeds((3, 5, 8, 13), np.array([0, 2, 3]))
+    assert seeds == (3, 8, 13)
+    assert set([(3, 8, 13)]) == {seeds}
+    assert seeds == Seeds((3, 8, 13), np.arange(3))
+    assert seeds != (3, 8)
+    assert seeds != [3, 8, 13], "as a tuple, it equals no list"
+    assert (list(seeds), len(seeds), seeds[1], seeds[-1]) == ([3, 8, 13], 3, 8, 13)
+    assert seeds[1:] == (8, 13)
+    assert 8 in seeds
+    assert 5 not in seeds
+    assert hash(seeds) == hash((3, 8, 13))
+    assert repr(seeds) == "(3, 8, 13)"
+    with pytest.raises(IndexError):
+        seeds[3]
