@@ -336,7 +336,7 @@ def test_the_garbage_collector_is_as_it_was(was_on: bool, monkeypatch: pytest.Mo
 def test_seeds_are_read_as_a_tuple() -> None:
     seeds = Seeds((3, 5, 8, 13), np.array([0, 2, 3]))
     assert seeds == (3, 8, 13)
-    assert set([(3, 8, 13)]) == {seeds}
+    assert {(3, 8, 13)} == {seeds}
     assert seeds == Seeds((3, 8, 13), np.arange(3))
     assert seeds != (3, 8)
     assert seeds != [3, 8, 13], "as a tuple, it equals no list"
