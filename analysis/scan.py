@@ -58,7 +58,7 @@ class Scan:
         again = again[kept[again]]
         if len(again):
             kept[again] = False
-            both = np.ascontiguousarray(np.stack([keys[again], more[again]], axis=1))
+            both = np.stack([keys[again], more[again]], axis=1)
             key = pa.Array.from_buffers(pa.binary(16), len(again), [None, pa.py_buffer(both)])
             some = pa.table({"key": key, "attempt": attempts[again]})
             kept[again[last_attempts(some)]] = True

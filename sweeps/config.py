@@ -338,7 +338,7 @@ class _Reader:
                 chains = [(one,) for one in self._entry("defense", Defense, entry, keys)]
             for chain in chains:
                 space = self._space(chain, tune, (*keys, TUNE))
-                one = _Entry(chain=chain, against=named, space=space)
+                one = _Entry(chain=chain, against=named, space=space, asked=bool(tune))
                 same = [other for other in found if _identity(other.chain) == _identity(chain)]
                 if any(other.space != space for other in same):
                     self._problem(
@@ -384,7 +384,7 @@ class _Reader:
         tuning = self._section("tuning", TuningSettings)
         if tuning is None:
             return None
-        asked = any(isinstance(one, dict) and one.get(TUNE) for one in self._entries("defenses"))
+        asked = any(entry.asked for entry in defenses)
         if tuning.searching_modes and not tuned and not asked:  # what was asked has its own problem
             self._problem(
                 ("tuning",), "no entry of defenses says what to search; add `tune: true` to one"
@@ -535,6 +535,8 @@ class _Entry:
     chain: tuple[Defense, ...]
     against: frozenset[str] | None = None
     space: dict[str, Dimension] | None = None
+    asked: bool = False
+    """Whether the entry itself says `tune`."""
 
 
 def _ends(space: Mapping[str, Dimension]) -> dict[str, Any]:

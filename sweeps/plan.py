@@ -319,8 +319,7 @@ def open_probes(plan: Plan, study: Study) -> int:
     """About how many jobs a study still needs: some points are tried for another one, or before."""
     if study.is_post_hoc:
         return len(study.places)
-    left = (study.trials or 1) - len(plan.tried.get(study.key, ()))
-    return max(left, 0) * len(study.places)
+    return study.fits_after(len(plan.tried.get(study.key, ())))
 
 
 def _victim_job(

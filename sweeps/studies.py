@@ -96,6 +96,10 @@ class Study:
         """Its budget in points; None where it is in seconds."""
         return self.settings.post_hoc_trials if self.is_post_hoc else self.settings.budget
 
+    def fits_after(self, points: int) -> int:
+        """At most how many fits its budget leaves after so many points; without a budget in points, one at first."""
+        return max((self.trials or 1) - points, 0) * len(self.places)
+
     @cached_property
     def tuning(self) -> Tuning:
         """What its trials say of how their settings were chosen."""

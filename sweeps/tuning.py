@@ -109,8 +109,7 @@ class Searches:
         """
         probes, trials = 0, 0
         for one in self.open.values():
-            left = (one.study.trials or 1) - one.search.started
-            probes += 0 if one.study.is_post_hoc else max(left, 0) * len(one.study.places)
+            probes += 0 if one.study.is_post_hoc else one.study.fits_after(one.search.started)
             trials += len(one.study.finals)
         return {"probe": probes, "trial": trials}
 
