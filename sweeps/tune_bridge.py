@@ -123,7 +123,8 @@ class _ReadyJobs(Searcher):
         """Never used: resume is planning again."""
 
 
-_OUT_OF_MEMORY = "Task was killed due to the node running low on memory"
+_OUT_OF_MEMORY = "due to the node running low on memory"
+"""What Ray says of a worker that its memory monitor killed, in whatever error."""
 
 
 def _survive_the_memory_monitor() -> None:
@@ -136,7 +137,7 @@ def _survive_the_memory_monitor() -> None:
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"{_OUT_OF_MEMORY}: {exception}")
+            exception = RayActorError(error_msg=f"killed {_OUT_OF_MEMORY}: {exception}")
         original(self, tracked_actor_task, exception)
 
     setattr(RayActorManager, original.__name__, failed)
