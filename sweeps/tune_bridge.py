@@ -38,6 +38,7 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
+from sweeps.ended_trials import ForgetsEnded, Unprinted  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 
@@ -202,6 +203,7 @@ def run_with_tune(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_ReadyJobs(schedule, should_stop),
+                scheduler=ForgetsEnded(),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -214,7 +216,10 @@ def run_with_tune(
                 name="jobs",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[Unprinted()],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                # A job publishes its own artifacts. Else each costs a call more, and a storage that all nodes share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
