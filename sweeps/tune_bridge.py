@@ -36,15 +36,13 @@ for _name, _value in QUIET_ENVIRONMENT.items():
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
-from ray.air.execution._internal.actor_manager import RayActorManager  # noqa: E402
-from ray.exceptions import OutOfMemoryError, RayActorError  # noqa: E402
-from ray.tune.experiment import Trial  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
+from sweeps.ended_trials import Unprinted  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
+from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 
 _GIB = 1 << 30
@@ -97,7 +95,7 @@ class _ReadyJobs(Searcher):
 
     def _lost(self, key: str, said: str) -> Outcome:
         """The outcome of a job whose worker died or was taken away."""
-        if _OUT_OF_MEMORY in said:
+        if OUT_OF_MEMORY in said:
             return Outcome(
                 error_class="oom", error="Ray ended the worker: its node was out of memory"
             )
@@ -121,43 +119,6 @@ class _ReadyJobs(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Never used: resume is planning again."""
-
-
-_OUT_OF_MEMORY = "due to the node running low on memory"
-"""What Ray says of a worker that its memory monitor killed, in whatever error."""
-
-
-def _survive_the_memory_monitor() -> None:
-    """Lets Tune take a worker that Ray's memory monitor killed as one that was lost.
-
-    Ray 2.60 raises OutOfMemoryError for it, which is neither of the two kinds of errors that Tune's actor manager
-    knows: it would end the whole run. This is the one place where Tune looks.
-    """
-    original = RayActorManager._actor_task_failed
-
-    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"killed {_OUT_OF_MEMORY}: {exception}")
-        original(self, tracked_actor_task, exception)
-
-    setattr(RayActorManager, original.__name__, failed)
-
-
-_survive_the_memory_monitor()
-
-
-class _Errors(FIFOScheduler):
-    """Notes why a trial failed, where the searcher reads it: Tune tells searchers only that it did."""
-
-    def __init__(self, noted: dict[str, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._noted = noted
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        file = trial.error_file
-        if file is not None and os.path.exists(file):
-            with open(file, encoding="utf-8", errors="replace") as stream:
-                self._noted[trial.trial_id] = stream.read()
 
 
 class _JobTrainable(tune.Trainable):
@@ -259,13 +220,14 @@ def run_with_tune(
         tune.with_parameters(_JobTrainable, runner=runner, context=json.dumps(dict(context))),
         tune.PlacementGroupFactory([bundle(resources)]),
     )
+    survive_the_memory_monitor()
     searcher = _ReadyJobs(schedule, should_stop)
     with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_Errors(searcher.errors),
+                scheduler=NotesErrors(searcher.errors),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -278,6 +240,9 @@ def run_with_tune(
                 name="jobs",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[Unprinted()],
+                # A job publishes its own artifacts. Else each costs a call more, and a storage that all nodes share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
