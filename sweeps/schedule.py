@@ -61,6 +61,18 @@ class Outcome:
     notices: tuple[str, ...] = ()
     log: str | None = None
     answer: Mapping[str, Any] | None = None
+    elsewhere: bool = False
+    """Whether another driver has done the work."""
+
+
+class Gate(Protocol):
+    """Who may run a job, where several drivers share a store."""
+
+    def ask(self, job: Job) -> Job | Outcome | None:
+        """The job (what is left of it) where it may run here now, its outcome where it ended elsewhere, else None."""
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """The job that was asked for has ended."""
 
 
 class Feeder(Protocol):
@@ -75,6 +87,10 @@ class Feeder(Protocol):
     def more(self) -> Iterable[Job]:
         """Jobs that could run beside those that do, where nothing else is ready."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether jobs may come of `more` even when none is open."""
+
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
 """Called with `added`, `started`, `done`, `failed` or `dropped`, the job, and its outcome."""
@@ -84,12 +100,14 @@ Listener = Callable[[str, Job, "Outcome | None"], None]
 class Schedule:
     """Jobs by state. A job is handed out once; those that need a failed one are dropped with its outcome.
 
-    A `feeder` adds jobs while the schedule runs.
+    A `feeder` adds jobs while the schedule runs. A job that the `gate` does not let through waits, and is
+    asked for again whenever one is taken.
     """
 
     jobs: dict[str, Job]
     listener: Listener | None = None
     feeder: Feeder | None = None
+    gate: Gate | None = None
     running: set[str] = field(default_factory=set)
     done: dict[str, Outcome] = field(default_factory=dict)
     failed: dict[str, Outcome] = field(default_factory=dict)
@@ -109,10 +127,14 @@ class Schedule:
 
     @classmethod
     def of(
-        cls, jobs: Iterable[Job], listener: Listener | None = None, feeder: Feeder | None = None
+        cls,
+        jobs: Iterable[Job],
+        listener: Listener | None = None,
+        feeder: Feeder | None = None,
+        gate: Gate | None = None,
     ) -> Schedule:
         """A schedule of `jobs`, in their order where several are ready."""
-        return cls({job.key: job for job in jobs}, listener, feeder)
+        return cls({job.key: job for job in jobs}, listener, feeder, gate)
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Takes in jobs; those that are known already stay as they are, those that need a failed one are dropped."""
@@ -156,18 +178,26 @@ class Schedule:
         while self._ready and found is None:
             place = heapq.heappop(self._ready)
             job = self.jobs[place[2]]
-            if job.group in busy:
+            answer = None if job.group in busy else self._asked(job)
+            if isinstance(answer, Job):
+                found = self.jobs[job.key] = answer
+            elif answer is None:
                 held.append(place)
             else:
-                found = job
+                self.complete(job.key, answer)
         for place in held:
             heapq.heappush(self._ready, place)
         return found
+
+    def _asked(self, job: Job) -> Job | Outcome | None:
+        return job if self.gate is None else self.gate.ask(job)
 
     def complete(self, key: str, outcome: Outcome) -> None:
         """Records how a running job ended, and offers or drops those that wait for it."""
         self.running.discard(key)
         job = self.jobs[key]
+        if self.gate is not None:
+            self.gate.ended(job, outcome)
         if outcome.error_class is None or job.kind in ("trial", "probe"):
             self.done[key] = outcome
             waiting = self._dependants.get(key, [])
@@ -214,4 +244,5 @@ class Schedule:
     @property
     def exhausted(self) -> bool:
         """Whether nothing can ever be handed out again."""
-        return self.closed or (not self.running and not self.open)
+        waits = self.feeder is not None and self.feeder.waits
+        return self.closed or (not self.running and not self.open and not waits)
