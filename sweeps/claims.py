@@ -149,8 +149,10 @@ class Claims:
             if any(map(self.is_alive, list(self._seen))):
                 self._write_me()  # they may wonder who did the work
             else:
-                for id in (*self._seen, self.me.id):
-                    self._forget(id)
+                owners = {name.rpartition("-")[2] for name in self.folder.names()}
+                for id in owners | {self.me.id}:
+                    if not self.is_alive(id):
+                        self._forget(id)
         except StorageError as error:
             _LOG.warning("claims in %s are left to lapse: %s", self.folder.url, error)
 

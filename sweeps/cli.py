@@ -12,6 +12,7 @@ import click
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
+from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
     from analysis.examples import TrialExamples
@@ -454,3 +455,7 @@ def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) ->
         else:
             label = "refused" if answer["refused"] else answer["label_name"]
             click.echo(f"{label}\t{answer['text']}")
+
+
+main.add_command(gc)
+main.add_command(doctor)

@@ -89,7 +89,10 @@ class Feeder(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether jobs may come of `more` even when none is open."""
+        """Whether jobs may come of `freed`, even when none is open."""
+
+    def freed(self) -> Iterable[Job]:
+        """Jobs of what another driver had, and has no more."""
 
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
@@ -162,7 +165,11 @@ class Schedule:
         if self.closed:
             return None
         found = self._first_free()
-        if found is None and self.feeder is not None:
+        if found is None and self.feeder is not None and self.feeder.waits:
+            self.add(self.feeder.freed())
+            found = self._first_free()
+        # Where nothing runs here, jobs that others hold are no reason to ask for more.
+        if found is None and self.feeder is not None and (self.running or self.gate is None):
             self.add(self.feeder.more())
             found = self._first_free()
         if found is not None:

@@ -175,16 +175,17 @@ class Searches:
         """What the ledger holds of all studies now; some of it counts as not tried (`rerun`)."""
         return frozenset(map(_identity, self._ledger.tried().to_pylist()))
 
-    def more(self) -> list[Job]:
-        """The first point of a study that is free now; else one more of that with the fewest open ones.
-
-        That one's first point must be known.
-        """
+    def freed(self) -> list[Job]:
+        """The first point of a study that no other driver has now."""
         for study in list(self._later.values()):
             if self._gate is not None and self._begin(study, self._gate):
-                first = list(self._next(self.open[study.key]))
+                jobs = list(self._next(self.open[study.key]))
                 self._journal.flush()
-                return first
+                return jobs
+        return []
+
+    def more(self) -> list[Job]:
+        """One more point of the study with the fewest open ones, once its first is known."""
         able = [one for one in self.open.values() if not one.study.is_post_hoc and one.search.told]
         for one in sorted(able, key=lambda one: len(one.search.asked)):
             budget = one.study.trials
