@@ -243,9 +243,9 @@ def storage(what: str, place: str) -> Iterator[Finding]:
 
 def ray_starts() -> Iterator[Finding]:
     """Whether Ray starts, where its ports listen, who may use them, and how long a worker takes to be ready."""
-    from sweeps.tune_bridge import start_ray  # sets Ray's environment before its first import
+    from sweeps.tune_bridge import start_ray
 
-    import ray  # noqa: I001
+    ray = importlib.import_module("ray")  # not before: the bridge sets its environment
 
     start = time.perf_counter()
     try:
