@@ -12,12 +12,14 @@ import click
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
+from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
     from analysis.examples import TrialExamples
     from analysis.table import ResultTable
     from backdoor_core.ledger import Ledger
     from backdoor_core.store import ArtifactStore
+    from sweeps.claims import Claims
     from sweeps.config import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -251,27 +253,54 @@ def _run(
     max_hours: float | None,
 ) -> int:
     """Plans, says so, runs; returns the exit code."""
+    from sweeps.elsewhere import claims_of
+
+    artifacts, ledger = _places(sweep.name, store, out)
+    # Other drivers must see this one before it plans: what they do after that, it will look for.
+    with claims_of(artifacts, ledger) as claims:
+        return _planned_and_run(
+            sweep, artifacts, ledger, rerun_class, local, grace_s, max_hours, claims
+        )
+
+
+def _planned_and_run(
+    sweep: Sweep,
+    artifacts: ArtifactStore,
+    ledger: Ledger,
+    rerun_class: str | None,
+    local: bool,
+    grace_s: float,
+    max_hours: float | None,
+    claims: Claims,
+) -> int:
     from rich.console import Console
 
+    from sweeps.elsewhere import Elsewhere
     from sweeps.estimate import estimated
     from sweeps.inspect import note_run, note_store
     from sweeps.plan import plan_sweep
     from sweeps.run import record_skipped, run_plan
 
     console = Console(stderr=False, highlight=False, soft_wrap=True)
-    artifacts, ledger = _places(sweep.name, store, out)
     note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
     note_run(ledger.out, sweep, made.tasks.values())
     click.echo(estimated(made, ledger).as_text())
     if not made.jobs and not made.studies:
-        record_skipped(made, ledger)
+        record_skipped(made, ledger, Elsewhere(claims, artifacts, ledger))
         click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
     result = run_plan(
-        made, artifacts, ledger, console, local=local, max_hours=max_hours, grace_s=grace_s
+        made,
+        artifacts,
+        ledger,
+        console,
+        local=local,
+        max_hours=max_hours,
+        grace_s=grace_s,
+        claims=claims,
     )
     return _ended(result, len(made.failed), ledger)
 
@@ -453,3 +482,7 @@ def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) ->
         else:
             label = "refused" if answer["refused"] else answer["label_name"]
             click.echo(f"{label}\t{answer['text']}")
+
+
+main.add_command(gc)
+main.add_command(doctor)

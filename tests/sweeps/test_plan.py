@@ -499,7 +499,7 @@ def test_equal_trials_stand_once(planned: Planned) -> None:
 def test_automatic_precision(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], gpu: float, plm: str, precision: str
 ) -> None:
-    monkeypatch.setattr(planning, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(planning, "cpu_flags", lambda: frozenset(flags))
     settings = {"hub": {"id": "some/model"}, "tiny": {}}[plm]
     source = catalog.make("plm", plm, settings)
     assert isinstance(source, PLMSource)
