@@ -33,6 +33,7 @@ ORDER = (
     "spec",
     "method",
     "record",
+    "artifact_check",
     "store",
     "open_table",
     "ledger",
