@@ -28,14 +28,16 @@ MAX_NAME_LETTERS = 255
 KINDS = {
     ".safetensors": "weights",
     ".parquet": "table",
+    ".arrow": "numbers",
     ".json": "json",
     ".txt": "text",
     ".jinja": "text",
     ".codes": "text",
     ".model": "vocabulary",
 }
-"""Suffixes and what such a file is. `.jinja` (chat templates) and `.codes` (merges) come with some tokenizers, and
-nothing here renders or runs them; `.model` is a sentencepiece vocabulary."""
+"""Suffixes and what such a file is. `.arrow` holds token ids, mapped into memory, and nothing but whole numbers;
+`.jinja` (chat templates) and `.codes` (merges) come with some tokenizers, and nothing here renders or runs them;
+`.model` is a sentencepiece vocabulary."""
 CONFIGS = frozenset({"config.json", "tokenizer_config.json", "generation_config.json"})
 _HEAD_BYTES = 4096
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -220,6 +222,27 @@ def _check_table(file: Path, name: str, names: Collection[str]) -> None:
         raise UnsafeArtifactError(f"{name} says {found.num_rows} rows and has {rows}")
 
 
+def _check_numbers(file: Path, name: str, names: Collection[str]) -> None:
+    """Lists of whole numbers, with every offset inside the file."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file), "r") as mapped:
+            reader = pa.ipc.open_file(mapped)
+            for field in reader.schema:
+                many = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+                inner = field.type.value_type if many else field.type
+                if not pa.types.is_integer(inner):
+                    raise UnsafeArtifactError(f"{name} holds {field.type}; expected whole numbers")
+            for number in range(reader.num_record_batches):
+                reader.get_batch(number).validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, UnsafeArtifactError):
+            raise
+        reason = str(error).split("\n")[0]
+        raise UnsafeArtifactError(f"{name} is no sound Arrow file: {reason}") from error
+
+
 def _check_json(file: Path, name: str, names: Collection[str]) -> None:
     short = PurePosixPath(name).name
     if short == "adapter_config.json":
@@ -278,6 +301,7 @@ def _check_vocabulary(file: Path, name: str, names: Collection[str]) -> None:
 _CONTENT: Mapping[str, Callable[[Path, str, Collection[str]], None]] = {
     "weights": _check_weights,
     "table": _check_table,
+    "numbers": _check_numbers,
     "json": _check_json,
     "text": _check_text,
     "vocabulary": _check_vocabulary,

@@ -53,6 +53,8 @@ def _sweep_options(command: F) -> F:
         click.option("--smoke", is_flag=True, help="The same sweep on few rows with `tiny`."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
                      help="Change a value of the file, e.g. training.epochs=1."),
+        click.option("--data", multiple=True, metavar="DIR",
+                     help="A folder outside that of the file that its paths may lead into (repeat it)."),
         click.argument("file", type=click.Path(path_type=Path)),
     ):  # fmt: skip
         command = decorate(command)
@@ -74,10 +76,16 @@ def _json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool, tune: bool = False) -> Sweep:
+def _loaded(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    data: tuple[str, ...],
+    tune: bool = False,
+) -> Sweep:
     from sweeps.config import load_sweep
 
-    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune)
+    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune, data=data)
 
 
 def _places(
@@ -95,9 +103,11 @@ def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
 @main.command()
 @_sweep_options
 @_json_option
-def validate(file: Path, overrides: tuple[str, ...], smoke: bool, as_json: bool) -> None:
+def validate(
+    file: Path, overrides: tuple[str, ...], smoke: bool, data: tuple[str, ...], as_json: bool
+) -> None:
     """Check a sweep file: names, settings, values. Nothing is loaded or run."""
-    sweep = _loaded(file, overrides, smoke)
+    sweep = _loaded(file, overrides, smoke, data)
     counts = {
         "tasks": len(sweep.tasks), "plms": len(sweep.plms), "attacks": len(sweep.attacks),
         "defenses": len(sweep.defenses), "seeds": len(sweep.seeds),
@@ -122,6 +132,7 @@ def plan(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     as_json: bool,
@@ -130,7 +141,7 @@ def plan(
     from sweeps.estimate import estimated
     from sweeps.plan import plan_sweep
 
-    sweep = _loaded(file, overrides, smoke)
+    sweep = _loaded(file, overrides, smoke, data)
     artifacts, ledger = _places(sweep.name, store, out, to_write=False)
     estimate = estimated(plan_sweep(sweep, artifacts, ledger), ledger)
     _say(as_json, estimate.as_dict(), estimate.as_text())
@@ -147,13 +158,14 @@ def run(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     local: bool,
     max_hours: float | None,
 ) -> None:
     """Run a sweep; run it again to go on, or to find that all is done."""
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
+    sys.exit(_run(_loaded(file, overrides, smoke, data), out, store, None, local, max_hours))
 
 
 @main.command()
@@ -173,6 +185,7 @@ def tune(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     modes: tuple[str, ...],
@@ -194,7 +207,7 @@ def tune(
         given += [f"tuning.trials={trials}", "tuning.seconds=null"]
     if sampler is not None:
         given.append(f"tuning.sampler={sampler}")
-    sweep = _loaded(file, (*given, *overrides), smoke, tune=True)
+    sweep = _loaded(file, (*given, *overrides), smoke, data, tune=True)
     sys.exit(_run(sweep, out, store, None, local, max_hours))
 
 
@@ -208,6 +221,7 @@ def rerun(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     error_class: str,
@@ -222,7 +236,7 @@ def rerun(
 
     if error_class not in (*ERROR_CLASSES, "all"):
         raise ConfigError(unknown_name("error class", error_class, (*ERROR_CLASSES, "all")))
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, error_class, local, None))
+    sys.exit(_run(_loaded(file, overrides, smoke, data), out, store, error_class, local, None))
 
 
 def _run(

@@ -47,6 +47,7 @@ def sound(folder: Path) -> dict[str, Any]:
     """An artifact with a file of each kind."""
     (folder / "model.safetensors").write_bytes(weights(tensor([4], 0, 16)))
     pq.write_table(pa.table({"a": list(range(100)), "b": ["x"] * 100}), folder / "rows.parquet")
+    tokens(folder, pa.table({"ids": [[1, 2], [], [3]]}))
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     (folder / "steps").mkdir()
@@ -99,6 +100,24 @@ def footer(place: Path) -> None:
     (place / "rows.parquet").write_bytes(b"PAR1" + data[-8 - length :])
 
 
+def tokens(place: Path, table: pa.Table) -> None:
+    with (
+        pa.OSFile(str(place / "ids.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+
+
+def offset(place: Path) -> None:
+    """Lists whose offsets point behind the numbers."""
+    schema = pa.schema({"ids": pa.large_list(pa.int32())})
+    tokens(place, pa.table({"ids": [[1, 2], [3]]}, schema=schema))
+    data = (place / "ids.arrow").read_bytes()
+    sound, bad = struct.pack("<3q", 0, 2, 3), struct.pack("<3q", 0, 2, 1 << 30)
+    assert data.count(sound) == 1
+    (place / "ids.arrow").write_bytes(data.replace(sound, bad))
+
+
 def linked(place: Path) -> None:
     (place / "vocab.txt").unlink()
     (place / "vocab.txt").symlink_to("/etc/hostname")
@@ -149,6 +168,9 @@ MALICE: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes that no shape names": (headed(tensor([4], 0, 16), bytes(99)), "no sound safetensors"),
     "footer beyond the file": (footer, r"rows\.parquet.*beyond the file"),
     "no Parquet": (written("rows.parquet", "a,b\n"), r"rows\.parquet is no sound Parquet file"),
+    "no numbers": (lambda p: tokens(p, pa.table({"ids": ["text"]})), "expected whole numbers"),
+    "offsets beyond the numbers": (offset, r"ids\.arrow is no sound Arrow file"),
+    "no Arrow": (written("ids.arrow", "ARROW1"), r"ids\.arrow is no sound Arrow file"),
     "link": (linked, r"vocab\.txt is a symbolic link"),
     "linked folder": (linked_folder, "steps is a symbolic link"),
     "linked artifact": (linked_whole, "its folder is a symbolic link"),
