@@ -72,6 +72,18 @@ def _place_options(command: F) -> F:
     return command
 
 
+def _trust_options(command: F) -> F:
+    """What a trial of a ledger may do: an output folder can come from anyone."""
+    for decorate in (
+        click.option("--data", multiple=True, metavar="DIR",
+                     help="A folder that the trial's paths may lead into (repeat it)."),
+        click.option("--trust-code", is_flag=True,
+                     help="Run the code of users' own files that the ledger names."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def _json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
@@ -352,6 +364,8 @@ def list_methods(family: str, as_json: bool) -> None:
 @click.option(
     "--store", default=None, help="Artifact store of the texts (default: that of the run)."
 )
+@click.option("--trust-code", is_flag=True,
+              help="Run the code of users' own files that the ledger names, for their texts.")  # fmt: skip
 def report(
     outs: tuple[str, ...],
     destination: Path | None,
@@ -361,6 +375,7 @@ def report(
     metric: str,
     no_examples: bool,
     store: str | None,
+    trust_code: bool,
 ) -> None:
     """Write report.html, summary.csv and summary.md.
 
@@ -379,7 +394,7 @@ def report(
     if svg is not None or cd is not None:
         require_matplotlib()
     results = analysis.load(outs)
-    examples, note = ([], "") if no_examples else _examples(results, outs, store)
+    examples, note = ([], "") if no_examples else _examples(results, outs, store, trust_code)
     path = reports.write_report(
         results, destination, metric=metric, examples=examples, examples_note=note
     )
@@ -391,13 +406,13 @@ def report(
 
 
 def _examples(
-    results: ResultTable, outs: tuple[str, ...], store: str | None
+    results: ResultTable, outs: tuple[str, ...], store: str | None, trust_code: bool
 ) -> tuple[list[TrialExamples], str]:
     """The texts of the trials that a report drills down to, as the stores of the runs have them."""
     from analysis.examples import TrialExamples, chosen_rows
     from sweeps.examples import gathered, stores_of
 
-    found, note = gathered(chosen_rows(results), stores_of(outs, store))
+    found, note = gathered(chosen_rows(results), stores_of(outs, store), trust_code=trust_code)
     return [TrialExamples.of(value) for value in found], note
 
 
@@ -425,11 +440,15 @@ def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: b
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
-def export(key: str, folder: Path, out: str, store: str | None) -> None:
+@_trust_options
+def export(
+    key: str, folder: Path, out: str, store: str | None, data: tuple[str, ...], trust_code: bool
+) -> None:
     """Write a trial's repaired model to FOLDER, with a card of what was done."""
-    from sweeps.export import export_model
+    from sweeps.export import Trust, export_model
 
-    click.echo(f"model: {export_model(Path(out), key, folder, store)}")
+    trust = Trust(code=trust_code, data=data)
+    click.echo(f"model: {export_model(Path(out), key, folder, store, trust)}")
 
 
 @main.command()
@@ -437,12 +456,22 @@ def export(key: str, folder: Path, out: str, store: str | None) -> None:
 @click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
+@_trust_options
 @_json_option
-def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) -> None:
+def predict(
+    key: str,
+    texts: Any,
+    out: str,
+    store: str | None,
+    data: tuple[str, ...],
+    trust_code: bool,
+    as_json: bool,
+) -> None:
     """Classify lines of text (a file, or standard input) through a trial's guard."""
-    from sweeps.export import answers
+    from sweeps.export import Trust, answers
 
-    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store):
+    trust = Trust(code=trust_code, data=data)
+    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store, trust):
         if as_json:
             click.echo(json.dumps(answer))
         else:
