@@ -12,6 +12,7 @@ import click
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
+from backdoor_core.redact import redacted
 
 if TYPE_CHECKING:
     from analysis.examples import TrialExamples
@@ -34,7 +35,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except SweepError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {redacted(str(error))}", err=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
