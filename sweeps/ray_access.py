@@ -76,7 +76,7 @@ def answers_without_token(address: str) -> bool:
             ask(b"", timeout=_PROBE_TIMEOUT_S)
         except grpc.RpcError as error:
             # An open Ray may refuse the empty question, but for another reason.
-            return error.code() == grpc.StatusCode.INVALID_ARGUMENT
+            return bool(error.code() == grpc.StatusCode.INVALID_ARGUMENT)
     return True
 
 
