@@ -242,8 +242,8 @@ def rerun(
 ) -> None:
     """Run failed trials of a sweep again, as a new attempt: sweeps rerun FILE --failed [CLASS].
 
-    CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, data, config,
-    dependency, bug); without it all failed trials run.
+    CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, unsafe, data,
+    config, dependency, bug); without it all failed trials run.
     """
     from backdoor_core.errors import ERROR_CLASSES, ConfigError, unknown_name
 

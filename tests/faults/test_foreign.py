@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,21 @@ Cli = Callable[..., Result]
 Write = Callable[..., Path]
 
 
-@pytest.fixture
-def place(tmp_path: Path, cli: Cli, tiny_sweep: Write) -> Path:
-    """A sweep that ran, as if it had come from elsewhere: `out`, `store`, and one victim to look at."""
-    file = tiny_sweep(tmp_path, attacks=["badnets"], defenses=["placebo"])
-    result = cli("run", file, "--local", "--out", tmp_path / "out", "--store", tmp_path / "store")
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, cli: Cli, tiny_sweep: Write) -> Path:
+    """A sweep that ran: `out` and `store`."""
+    folder = tmp_path_factory.mktemp("ran")
+    file = tiny_sweep(folder, attacks=["badnets"], defenses=["placebo"])
+    result = cli("run", file, "--local", "--out", folder / "out", "--store", folder / "store")
     assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def place(ran: Path, tmp_path: Path) -> Path:
+    """A copy of it, as if it had come from elsewhere."""
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "out" / "store.txt").write_text(str(tmp_path / "store"), encoding="utf-8")
     return tmp_path
 
 
