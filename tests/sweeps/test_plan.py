@@ -41,7 +41,8 @@ def planned(
     """The plan of the tiny sweep with other sections, against the test's store and ledger."""
 
     def make(rerun: str | None = None, **sections: Any) -> Plan:
-        return plan_sweep(load_sweep(tiny_sweep(tmp_path, **sections)), *places, rerun=rerun)
+        sweep = load_sweep(tiny_sweep(tmp_path, **sections), data=[tmp_path.parent])
+        return plan_sweep(sweep, *places, rerun=rerun)
 
     return make
 
