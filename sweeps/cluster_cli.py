@@ -48,7 +48,7 @@ def _head(cluster: Path | None, address: str | None) -> LauncherHead | Forwarded
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF RUN]")
 @_where_options
 @click.option("--out", default=None,
-              help="Output folder (default: metadata.storage.out of the cluster file, and the sweep's name).")  # fmt: skip
+              help="Output folder (default: metadata.storage.out of the cluster file, with the name).")  # fmt: skip
 @click.option("--store", default=None,
               help="Artifact store (default: metadata.storage.store of the cluster file).")  # fmt: skip
 def submit(
