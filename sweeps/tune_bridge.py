@@ -42,6 +42,7 @@ from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown
 from sweeps.config import Resources  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
+from sweeps.spot import is_going  # noqa: E402
 
 MAX_FAILURES = 2
 _GIB = 1 << 30
@@ -120,6 +121,9 @@ class _JobTrainable(tune.Trainable):
         self._job = json.loads(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if is_going():
+            # A reused actor escapes Ray's draining. Its death sends this job to another node, as any lost worker's.
+            os._exit(1)
         self._job = json.loads(new_config["job"])
         return True
 
