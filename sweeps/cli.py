@@ -13,6 +13,7 @@ import click
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
 from backdoor_core.redact import redacted
+from sweeps.cluster_cli import cluster, submit
 from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
@@ -534,3 +535,8 @@ def predict(
 
 main.add_command(gc)
 main.add_command(doctor)
+main.add_command(submit)
+main.add_command(cluster)
+
+if __name__ == "__main__":
+    main()
