@@ -11,8 +11,8 @@ from typing import Any
 from analysis.columns import cell_label, setting_label, setup_labels, swept
 from analysis.exports import NONE
 from analysis.summaries import Summary
+from backdoor_core.folder import Folder
 from backdoor_core.record import FLAGS
-from backdoor_core.store import Folder
 
 FAILURE_TITLES = (
     *("Status", "Class", "Task", "PLM", "Attack cell", "Defense setting", "Seed"),

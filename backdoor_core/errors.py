@@ -50,6 +50,10 @@ class DamagedArtifactError(StorageError):
     """A stored artifact whose bytes are not those that were published; it was set aside."""
 
 
+class DamagedFileError(StorageError):
+    """A file that was read without trouble and does not hold what it should: cut short, or not ours."""
+
+
 class DependencyError(SweepError, ImportError):
     """A package or a model that is not installed or cannot be reached."""
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backdoor_core.errors import DataError, StorageError
+from backdoor_core.folder import Folder
 from backdoor_core.open_table import OpenTable
 from backdoor_core.record import (
     METRICS_SCHEMA,
@@ -28,7 +29,6 @@ from backdoor_core.record import (
     metrics_table,
     table_of,
 )
-from backdoor_core.store import Folder
 
 COMPACT_FILES = 64
 READ_TRIES = 10

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backdoor_core.errors import StorageError, SweepError
-from backdoor_core.store import Folder
+from backdoor_core.folder import Folder
 
 _HELD_BYTES = 2**20
 """A file of at most so many bytes is held in memory rather than kept open."""

@@ -287,7 +287,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
 @_json_option
 def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
     """Say what an output folder holds, what failed, and where the store is."""
-    from backdoor_core.store import Folder
+    from backdoor_core.folder import Folder
     from sweeps.inspect import noted_store, status_of
     from sweeps.plan import default_store
 

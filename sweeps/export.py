@@ -11,8 +11,9 @@ from typing import Any
 
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError, StorageError
+from backdoor_core.folder import Folder
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.store import ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import decider, spec_of
 from sweeps.inspect import find_trial, noted_store
 from sweeps.plan import default_store

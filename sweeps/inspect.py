@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from backdoor_core import catalog
 from backdoor_core.errors import ConfigError, DataError
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
-from backdoor_core.store import Folder
 from backdoor_core.task import TaskData
 from sweeps.config import Sweep
 

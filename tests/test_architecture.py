@@ -19,6 +19,9 @@ METHOD_FOLDERS = ("tasks", "plms", "attacks", "defenses")
 # Each module of backdoor_core may import those above it. A new module is put where it belongs.
 ORDER = (
     "errors",
+    "patience",
+    "address",
+    "folder",
     "fingerprint",
     "rng",
     "measure",
@@ -33,6 +36,9 @@ ORDER = (
     "spec",
     "method",
     "record",
+    "artifact_layout",
+    "node_cache",
+    "stock",
     "store",
     "open_table",
     "ledger",
@@ -63,7 +69,9 @@ ORDER = (
 )
 # What method files build on, but the family's own base class: everything above `catalog`.
 BELOW_METHODS = frozenset(ORDER[: ORDER.index("catalog")])
-ANALYSIS_READS = frozenset({"errors", "spec", "record", "store", "open_table", "ledger"})
+ANALYSIS_READS = frozenset(
+    {"errors", "spec", "record", "address", "folder", "store", "open_table", "ledger"}
+)
 HEAVY = frozenset({"torch", "transformers", "datasets", "sentence_transformers", "ray"})
 FORBIDDEN_STEMS = frozenset({"utils", "util", "common", "helpers", "helper", "base", "misc"})
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"})
