@@ -189,7 +189,12 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
     return [
         ("Sweep", ", ".join(sweeps) or NONE),
         ("Seeds", ", ".join(str(seed) for seed in seeds) or NONE),
-        ("Read from", ", ".join(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)),
+        (
+            "Read from",
+            ", ".join(
+                folder.partition("?")[0].rstrip("/").rsplit("/", 1)[-1] for folder in folders
+            ),
+        ),
         ("Training", "; ".join(training) or NONE),
         *([("Content of the tasks", "; ".join(content))] if content else []),
         *_noted(folders),

@@ -262,7 +262,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
 
     click.echo(
         f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
-        f"ledger: {ledger.out.url}/ledger"
+        f"ledger: {ledger.rows.url}"
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)
@@ -281,12 +281,12 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @click.option("--trials", is_flag=True, help="List every trial with its key.")
 @_json_option
-def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
-    """Say what an output folder holds, what failed, and where the store is."""
+def status(out: str, store: str | None, trials: bool, as_json: bool) -> None:
+    """Say what an output folder (or URL) holds, what failed, and where the store is."""
     from backdoor_core.folder import Folder
     from sweeps.inspect import noted_store, status_of
     from sweeps.plan import default_store
@@ -297,12 +297,12 @@ def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("key")
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 def logs(key: str, out: str) -> None:
     """Print the log of the job that made a trial (its key, or the start of it)."""
     from sweeps.inspect import log_text
 
-    click.echo(log_text(Path(out), key), nl=False)
+    click.echo(log_text(out, key), nl=False)
 
 
 @main.command("ls")
@@ -325,7 +325,7 @@ def list_methods(family: str, as_json: bool) -> None:
 @main.command()
 @click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
-              help="Folder for the report (default: the output folder; needed for several).")  # fmt: skip
+              help="Folder for the report (default: the output folder; needed for several or a URL).")  # fmt: skip
 @click.option("--svg", type=click.Path(path_type=Path), default=None,
               help="Also write the worst-case trade-off plot as an SVG file.")  # fmt: skip
 @click.option("--by-attack", is_flag=True,
@@ -350,7 +350,7 @@ def report(
 ) -> None:
     """Write report.html, summary.csv and summary.md.
 
-    OUT... are output folders that are read together.
+    OUT... are output folders (or URLs) that are read together.
     """
     import analysis
     from analysis import report as reports
@@ -362,6 +362,8 @@ def report(
         raise click.UsageError(
             f"say where a report of several folders goes: --to FOLDER (in {outs[0]} it would replace that sweep's own)"
         )
+    if "://" in outs[0] and destination is None:
+        raise click.UsageError("say where the report of a URL goes: --to FOLDER")
     if svg is not None or cd is not None:
         require_matplotlib()
     results = analysis.load(outs)
@@ -397,7 +399,7 @@ def _examples(
 def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: bool) -> None:
     """Rank defense settings by their worst case over attacks, and say what was refused and why.
 
-    OUT... are output folders that are read together. Prints Markdown, or JSON.
+    OUT... are output folders (or URLs) that are read together. Prints Markdown, or JSON.
     """
     import analysis
     from analysis import leaderboard as ranking
@@ -409,26 +411,26 @@ def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: b
 @main.command()
 @click.argument("key")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 def export(key: str, folder: Path, out: str, store: str | None) -> None:
     """Write a trial's repaired model to FOLDER, with a card of what was done."""
     from sweeps.export import export_model
 
-    click.echo(f"model: {export_model(Path(out), key, folder, store)}")
+    click.echo(f"model: {export_model(out, key, folder, store)}")
 
 
 @main.command()
 @click.argument("key")
 @click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @_json_option
 def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) -> None:
     """Classify lines of text (a file, or standard input) through a trial's guard."""
     from sweeps.export import answers
 
-    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store):
+    for answer in answers(out, key, [line.rstrip("\n") for line in texts], store):
         if as_json:
             click.echo(json.dumps(answer))
         else:

@@ -11,7 +11,6 @@ from typing import Any
 
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError, StorageError
-from backdoor_core.folder import Folder
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import decider, spec_of
@@ -21,7 +20,9 @@ from sweeps.plan import default_store
 CARD = "README.md"
 
 
-def _opened(out: Path, key: str, store: str | None) -> tuple[Workshop, Pipeline, dict[str, Any]]:
+def _opened(
+    out: str | Path, key: str, store: str | None
+) -> tuple[Workshop, Pipeline, dict[str, Any]]:
     """The workshop and pipeline of a trial that went well, on the threads that it ran with."""
     import torch
 
@@ -29,11 +30,11 @@ def _opened(out: Path, key: str, store: str | None) -> tuple[Workshop, Pipeline,
     if row["status"] != "ok":
         raise ConfigError(f"trial {key} is {row['status']}: {row['error']}; it left no guard")
     torch.set_num_threads(int(row["threads"] or 1))
-    place = store or noted_store(Folder(folder)) or default_store()
+    place = store or noted_store(folder) or default_store()
     return Workshop(ArtifactStore(place)), Pipeline(spec_of(row)), row
 
 
-def export_model(out: Path, key: str, folder: Path, store: str | None = None) -> Path:
+def export_model(out: str | Path, key: str, folder: Path, store: str | None = None) -> Path:
     """Writes the model after all repairs as `save_pretrained` leaves it, and a card beside it.
 
     Raises ConfigError for an unknown trial, StorageError where the folder is not empty or not writable.
@@ -80,7 +81,7 @@ def _card(row: dict[str, Any], pipeline: Pipeline) -> str:
 
 
 def answers(
-    out: Path, key: str, lines: list[str], store: str | None = None
+    out: str | Path, key: str, lines: list[str], store: str | None = None
 ) -> list[dict[str, Any]]:
     """The guard's answer for each line: label, its name, and whether it was refused or altered.
 

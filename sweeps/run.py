@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
 from backdoor_core.record import TrialRecord
@@ -101,9 +102,11 @@ def _execute(
         with progress.shown():
             run_here(schedule, run_job, context, should_stop=time_is_up)
         return
+    from sweeps.shared_place import require_shared
     from sweeps.tune_bridge import run_with_tune, slots_of, start_ray
 
     start_ray()
+    require_shared([Folder(str(context["store"])), Folder(str(context["out"]))])
     slots = slots_of(sweep.resources, sweep.slots)
     progress.slots = slots
     with progress.shown():
