@@ -14,8 +14,7 @@ _PLACE_NAME = re.compile(r"(PATH|FILE|DIR|MODE|PARALLELISM)$", re.IGNORECASE)
 """Variables that say where a secret lies, or are none."""
 _USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _QUERY = re.compile(
-    r"(?i)((?:[?&;]|\b)[a-z0-9_.-]*(?:key|token|secret|password|passwd|signature|credential)[a-z0-9_.-]*=)"
-    r"[^&\s'\"#;,)]+"
+    r"(?i)([?&][a-z0-9_.-]*(?:key|token|secret|password|passwd|signature|credential)=)[^&\s'\"#;,)]+"
 )
 
 
