@@ -18,6 +18,11 @@ _QUERY = re.compile(
 )
 
 
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret, by its name."""
+    return bool(_SECRET_NAME.search(name)) and not _PLACE_NAME.search(name)
+
+
 def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     """The text with `***` for credentials in URLs and for the values of environment variables that look secret.
 
@@ -27,9 +32,7 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     secrets = {
         value
         for name, value in values.items()
-        if len(value) >= MIN_SECRET_LETTERS
-        and _SECRET_NAME.search(name)
-        and not _PLACE_NAME.search(name)
+        if len(value) >= MIN_SECRET_LETTERS and looks_secret(name)
     }
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)

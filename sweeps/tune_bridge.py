@@ -37,12 +37,20 @@ ask_for_token()
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.execution import class_cache  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError  # noqa: E402
+from backdoor_core.redact import looks_secret  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
+
+# Tune hands cloud credentials to its actors in their runtime environment, which Ray writes to a log of
+# each node. A worker has them from its own node's environment, or from the instance.
+class_cache.ENV_VARS_TO_PROPAGATE = {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not looks_secret(name)
+}
 
 MAX_FAILURES = 2
 _GIB = 1 << 30
