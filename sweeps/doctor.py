@@ -251,7 +251,7 @@ def ray_starts() -> Iterator[Finding]:
     try:
         start_ray()
         took = time.perf_counter() - start
-        have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        have = ray.cluster_resources()
         found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, ready in {took:.1f} s"
         yield _ok("ray", found)
         yield ports()
@@ -290,7 +290,7 @@ def ports() -> Finding:
 
 def worker() -> Finding:
     """How long a worker takes until torch and transformers are imported in it."""
-    import ray
+    ray = importlib.import_module("ray")
 
     def imported() -> int:
         for name in ("torch", "transformers"):
