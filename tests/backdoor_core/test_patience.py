@@ -114,7 +114,7 @@ def test_a_patience_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, 
 class Server:
     """A server that gives the answers it is told to, in order, and the last of them for ever.
 
-    An answer is an HTTP status with an S3 error code, `cut` (the connection is closed) or `ok`.
+    An answer is an HTTP status with an S3 error code (or a body), `cut` (the connection is closed) or `ok`.
     """
 
     def __init__(self) -> None:
@@ -136,6 +136,7 @@ class Server:
                 body = (
                     f"<Error><Code>{code}</Code><Message>told so</Message></Error>" if code else ""
                 )
+                body = code if code.startswith("<") else body
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -219,9 +220,13 @@ def test_a_failing_part_publishes_no_part_of_a_file(server: Server, tmp_path: Pa
     """The upload's last request, which would make the object of its parts, is never sent."""
     big = tmp_path / "big"
     big.write_bytes(bytes(12 * 2**20))
-    server.answers = [(403, "AccessDenied")]
-    with pytest.raises(StorageError):
+    started = (
+        "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+    )
+    server.answers = [(200, started), (403, "AccessDenied")]
+    with pytest.raises(StorageError, match="Access is refused"):
         server.folder.send(big, "big")
+    assert server.asked[:2] == ["POST", "PUT"]
     assert "POST" not in server.asked[1:]
 
 
@@ -232,10 +237,13 @@ class Outage:
         self.inner, self.error, self.left, self.names = inner, error, times, names
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.names and self.left > 0:
-            self.left -= 1
-            raise self.error
-        return getattr(self.inner, name)
+        def act(*arguments: Any) -> Any:
+            if name in self.names and self.left > 0:
+                self.left -= 1
+                raise self.error
+            return getattr(self.inner, name)(*arguments)
+
+        return act
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
