@@ -103,6 +103,10 @@ def test_refusal_by_aws_is_recorded_by_ray(
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", without_spot)
     with mock_aws():
         ec2 = boto3.client("ec2", region_name="us-east-1")
+        profile = "backdoor-sweeps-worker"
+        boto3.client("iam", region_name="us-east-1").create_instance_profile(
+            InstanceProfileName=profile
+        )
         subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
         for kind in config["available_node_types"].values():
             # The name of the newest image is resolved by AWS; a pinned one stands for it here.
@@ -131,7 +135,6 @@ def test_refusal_by_aws_is_recorded_by_ray(
             for instance in group["Instances"]
         ]
         assert running == ["g5.xlarge"]
-        provider.shutdown() if hasattr(provider, "shutdown") else None
 
 
 def test_slots_of_a_cluster_that_has_its_head_alone(config: dict[str, Any]) -> None:
