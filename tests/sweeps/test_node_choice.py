@@ -79,6 +79,7 @@ def test_jobs_that_fit_no_node_start_none(config: dict[str, Any]) -> None:
     assert _chosen(config, NodeProviderAvailabilityTracker(), node_choice.score) == {}
 
 
+@pytest.mark.slow
 def test_refusal_by_aws_is_recorded_by_ray(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
