@@ -19,7 +19,7 @@ from backdoor_core.errors import ConfigError, NonFiniteLossError
 from backdoor_core.plm import seeded
 from backdoor_core.rng import generator
 from backdoor_core.spec import TrainingSettings
-from backdoor_core.text import Encoded, batches
+from backdoor_core.text import Encoded, batches, one_ahead, sent
 from backdoor_core.victim import autocast, compute_device, on_device
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def cross_entropy(labels: np.ndarray) -> Loss:
         import torch
 
         logits = model(**inputs).logits
-        wanted = torch.from_numpy(labels[rows]).to(logits.device)
+        wanted = sent(torch.from_numpy(labels[rows]), logits.device)
         value: torch.Tensor = torch.nn.functional.cross_entropy(logits.float(), wanted)
         return value
 
@@ -156,13 +156,14 @@ def train(
     step = 0
     with _deterministic():
         for _ in range(settings.epochs):
-            for rows in batches(encoded.lengths, settings.batch_rows, rng):
+            groups = batches(encoded.lengths, settings.batch_rows, rng)
+            for rows, inputs in one_ahead((r, encoded.padded(r, device)) for r in groups):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * schedule(
                         step, steps, settings.warmup_share
                     )
                 with autocast(device, settings.precision):
-                    value = loss(model, encoded.padded(rows, device), rows)
+                    value = loss(model, inputs, rows)
                 value.backward()  # type: ignore[no-untyped-call]
                 _clip(model, settings.clip_norm)
                 optimizer.step()

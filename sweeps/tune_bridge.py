@@ -203,7 +203,7 @@ def run_with_tune(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_ReadyJobs(schedule, should_stop),
-                scheduler=ForgetsEnded(),
+                scheduler=ForgetsEnded(),  # type: ignore[no-untyped-call]
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
