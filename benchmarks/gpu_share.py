@@ -173,7 +173,7 @@ SIZES: Mapping[str, Size] = {"base": BASE, "tiny": TINY}
 
 
 def share(rows_per_s: float, parameters: int, tokens: int, rate: float) -> float:
-    """The share of the matrix rate that training reaches; forward and backward are 6 operations a parameter and token."""
+    """The share of the matrix rate that training reaches: 6 operations a parameter and token, both passes."""
     return 6 * parameters * tokens * rows_per_s / rate
 
 
