@@ -12,6 +12,7 @@ import click
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
+from sweeps.cluster_cli import cluster, submit
 
 if TYPE_CHECKING:
     from analysis.examples import TrialExamples
@@ -434,3 +435,10 @@ def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) ->
         else:
             label = "refused" if answer["refused"] else answer["label_name"]
             click.echo(f"{label}\t{answer['text']}")
+
+
+main.add_command(submit)
+main.add_command(cluster)
+
+if __name__ == "__main__":
+    main()
