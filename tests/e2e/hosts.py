@@ -136,7 +136,7 @@ class Lab:
 
     names: Sequence[str]
     environment: Mapping[str, str]
-    """What every login has beside HOME and PATH, as a machine's own environment gives it."""
+    """What every login has beside HOME and PATH, as a machine's own environment gives it; `{home}` is HOME."""
     folder: Path = field(init=False)
     hosts: dict[str, Host] = field(default_factory=dict)
 
@@ -189,21 +189,14 @@ class Lab:
             (home / file).write_text(f"export PATH={path}\n", encoding="utf-8")
         users = f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/bin/false\n"
         (folder / "passwd").write_text(users, encoding="utf-8")
-        host = Host(
-            name=name,
-            number=number,
-            folder=folder,
-            environment=environment | dict(self.environment),
-        )
+        own = {key: value.format(home=home) for key, value in self.environment.items()}
+        host = Host(name=name, number=number, folder=folder, environment=environment | own)
         if name == "laptop":
             shutil.copy(self.folder / "user_key", home / ".ssh" / "id_ed25519")
-        self._write_sshd_config(host)
-        return host
-
-    def _write_sshd_config(self, host: Host) -> None:
-        pairs = " ".join(f'{key}="{value}"' for key, value in self.environment.items())
+        pairs = " ".join(f'{key}="{value}"' for key, value in own.items())
         text = SSHD_CONFIG.format(address=host.address, folder=self.folder, environment=pairs)
         (host.folder / "sshd_config").write_text(text, encoding="utf-8")
+        return host
 
     def _boot_plan(self, host: Host) -> Path:
         hidden = () if host is self.laptop else ("backdoor_core", "sweeps", "analysis")
