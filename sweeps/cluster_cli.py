@@ -48,7 +48,7 @@ def _head(cluster: Path | None, address: str | None) -> LauncherHead | Forwarded
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF RUN]")
 @_where_options
 @click.option("--out", default=None,
-              help="Output folder (default: metadata.storage.out of the cluster file, and the sweep's name).")  # fmt: skip
+              help="Output folder (default: metadata.storage.out of the cluster file, with the name).")  # fmt: skip
 @click.option("--store", default=None,
               help="Artifact store (default: metadata.storage.store of the cluster file).")  # fmt: skip
 def submit(
@@ -161,3 +161,36 @@ def on_head(request_text: str) -> None:
     except SweepError as error:
         answer = {"error": str(error)}
     click.echo(f"\n{MARK}{json.dumps(answer)}")
+
+
+@cluster.command("watch-spot")
+@click.option("--cloud", type=click.Choice(["aws", "gcp"]), required=True)
+@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=5.0, show_default=True,
+              help="Seconds between two looks.")  # fmt: skip
+@click.option("--endpoint", default=None, help="Another metadata service, for tests.")
+@click.option(
+    "--address", default=None, help="The cluster, host:port (default: that of this node)."
+)
+@click.option("--node-id", default=None, help="The node that goes (default: this one).")
+def watch_spot(
+    cloud: str, every_s: float, endpoint: str | None, address: str | None, node_id: str | None
+) -> None:
+    """Wait on a spot node for the cloud's notice, and then let no new job start there."""
+    from typing import cast
+
+    from sweeps.spot import DRAINING, Cloud, Notice, drain, only_watcher, watch
+
+    def on_notice(notice: Notice) -> None:
+        DRAINING.touch()
+        drain(notice, address=address, node_id=node_id)
+        click.echo("drained: no new job starts here")
+
+    DRAINING.unlink(missing_ok=True)
+    with only_watcher():
+        watch(
+            cast("Cloud", cloud),
+            on_notice=on_notice,
+            endpoint=endpoint,
+            every_s=every_s,
+            say=click.echo,
+        )

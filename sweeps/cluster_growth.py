@@ -26,10 +26,19 @@ def slots_when_grown(request: Mapping[str, float], *, largest_node: Mapping[str,
     """
     if text := os.environ.get(GROWN_SLOTS, ""):
         return int(text) if text.isdecimal() else 0
+    return slots_of_file(_bootstrap(), request, largest_node)
+
+
+def has_more_nodes_to_come(nodes: int) -> bool:
+    """Whether the cluster, which has `nodes` now, may have more. False away from the head of a cluster."""
+    if os.environ.get(GROWN_SLOTS):
+        return True
+    return nodes < 1 + int(_bootstrap().get("max_workers", 0))
+
+
+def _bootstrap() -> dict[str, Any]:
     file = BOOTSTRAP.expanduser()
-    if not file.is_file():
-        return 0
-    return slots_of_file(yaml.safe_load(file.read_text(encoding="utf-8")), request, largest_node)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def slots_of_file(
@@ -57,4 +66,6 @@ def fits(resources: Mapping[str, float], request: Mapping[str, float]) -> int:
         for name, amount in request.items()
         if amount and (name != "memory" or name in resources)
     }
-    return min((int(resources.get(name, 0) // amount) for name, amount in wanted.items()), default=0)
+    return min(
+        (int(resources.get(name, 0) // amount) for name, amount in wanted.items()), default=0
+    )

@@ -108,7 +108,8 @@ def runs_of(client: JobSubmissionClient) -> list[ClusterRun]:
                     sweep=notes[_SWEEP],
                     out=notes.get(_OUT, ""),
                     status=str(job.status.value),
-                    message=" ".join((job.message or "").split())[:300],
+                    # Ray puts the end of the log behind what it says of a failure.
+                    message=" ".join((job.message or "").partition(", last available")[0].split()),
                 )
             )
     return found

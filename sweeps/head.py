@@ -26,8 +26,8 @@ TIMEOUT_S = 300.0
 INBOX = "~/sweeps/"
 _NOISE = (
     "Shared connection to", "Connection to", "Error: Command failed", "Command failed", "ssh ", "Warning: Permanently",
-    "Loaded cached", "If you experience", "Checking", "Traceback", "File ", "raise ", "return ", "^", "bash: cannot set",
-    "bash: no job control",
+    "Loaded cached", "If you experience", "Checking", "Traceback", "File ", "raise ", "return ", "^",
+    "bash: cannot set", "bash: no job control",
 )  # fmt: skip
 
 
@@ -103,4 +103,5 @@ def telling_line(text: str) -> str:
     """The last line of a command's output that says what went wrong."""
     lines = [line.strip() for line in text.splitlines()]
     telling = [line for line in lines if line and not line.startswith(_NOISE)]
-    return telling[-1][:300] if telling else "it printed nothing"
+    last = telling[-1].removeprefix("RuntimeError: ").removeprefix("Error: ") if telling else ""
+    return last.rstrip("!.")[:300] or "it printed nothing"

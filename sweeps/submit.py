@@ -45,7 +45,7 @@ def shipment_of(sweep: Sweep) -> Shipment:
     files = {Path(sweep.path.name)}
     outside: list[str] = []
     for keys, text in _texts(source.value):
-        place = _path_in(text, folder)
+        place = _path_in(text, folder, bare=isinstance(keys[-1], str) and keys[-1] != "name")
         if place is None:
             continue
         if Path(text).expanduser().is_absolute():
@@ -76,9 +76,9 @@ def _texts(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
         yield keys, value
 
 
-def _path_in(text: str, folder: Path) -> Path | None:
-    """The file or folder that `text` names, where it is a path at all: it has a slash or an ending, and exists."""
-    if "://" in text or not ("/" in text or Path(text).suffix) or "\n" in text:
+def _path_in(text: str, folder: Path, *, bare: bool) -> Path | None:
+    """The file or folder that `text` names, if there is one. Without slash and ending it is one only if `bare`."""
+    if not text or "://" in text or "\n" in text or not (bare or "/" in text or Path(text).suffix):
         return None
     try:
         place = (folder / Path(text).expanduser()).resolve()

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,13 +38,17 @@ from ray import tune  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError  # noqa: E402
+from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
+from sweeps.spot import is_going  # noqa: E402
 
 MAX_FAILURES = 2
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
+FIRST_NODE_S = 900.0
+"""How long a run waits for the first node of a cluster that started with its head alone."""
 
 
 def bundle(resources: Resources) -> dict[str, float]:
@@ -116,6 +121,9 @@ class _JobTrainable(tune.Trainable):
         self._job = json.loads(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if is_going():
+            # A reused actor escapes Ray's draining. Its death sends this job to another node, as any lost worker's.
+            os._exit(1)
         self._job = json.loads(new_config["job"])
         return True
 
@@ -160,20 +168,36 @@ def _check_answers(address: str) -> None:
 
 
 def slots_of(resources: Resources, wanted: int | None) -> int:
-    """How many jobs run at once: what the resources allow, and at most `wanted`.
+    """How many jobs run at once: what the nodes allow, those too that are yet to come, and at most `wanted`.
 
-    Raises ConfigError where not even one fits.
+    Where a cluster has started with its head alone, waits for the first node whose size is not in the cluster file.
+    Raises ConfigError where not even one job fits.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = [
-        int(have.get(name, 0) // amount) for name, amount in bundle(resources).items() if amount
-    ]
-    most = min(fits, default=1)
+    request = bundle(resources)
+    waits_until = time.monotonic() + FIRST_NODE_S
+    while True:
+        nodes: list[dict[str, float]] = [
+            node["Resources"]
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+        most = sum(fits(node, request) for node in nodes)
+        grows = bool(os.environ.get("RAY_ADDRESS")) and has_more_nodes_to_come(len(nodes))
+        if grows:
+            largest = max(nodes, key=lambda node: fits(node, request), default={})
+            most = max(most, slots_when_grown(request, largest_node=largest))
+        if most or not grows or time.monotonic() > waits_until:
+            break
+        time.sleep(1)
     if most < 1:
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         raise ConfigError(
-            f"no job fits: one asks for {bundle(resources)}, the machine or cluster has "
-            f"{ {k: v for k, v in have.items() if k in bundle(resources)} }; lower `resources`"
+            f"no job fits: one asks for {request}, the machine or cluster has "
+            f"{ {k: v for k, v in have.items() if k in request} }; lower `resources`"
         )
+    if grows:
+        # Tune otherwise lets one trial wait for room, and the autoscaler starts one node after another.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(most, wanted) if wanted else most)
     return min(most, wanted) if wanted else most
 
 
