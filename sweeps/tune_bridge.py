@@ -239,6 +239,8 @@ def run_with_tune(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                # Tune would save each job's (empty) checkpoint to `scratch`, which only the head has.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
