@@ -89,6 +89,19 @@ def _places(
     return opened(store or default_store(), out or Path("runs") / sweep_name, to_write=to_write)
 
 
+def _run_options(command: F) -> F:
+    """How a run goes, of the commands that run something."""
+    from sweeps.interruption import GRACE_S
+
+    for decorate in (
+        click.option("--grace", "grace_s", type=click.FloatRange(min=0), default=GRACE_S, show_default=True,
+                     help="Seconds that running jobs have to end after Ctrl-C or SIGTERM."),
+        click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
     click.echo(json.dumps(value, indent=2) if as_json else text)
 
@@ -140,7 +153,7 @@ def plan(
 @main.command()
 @_sweep_options
 @_place_options
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 @click.option(
     "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
 )
@@ -151,10 +164,11 @@ def run(
     out: str | None,
     store: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> None:
     """Run a sweep; run it again to go on, or to find that all is done."""
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
+    sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, grace_s, max_hours))
 
 
 @main.command()
@@ -166,7 +180,7 @@ def run(
               help="Settings that a study tries where each needs a new fit.")  # fmt: skip
 @click.option("--sampler", metavar="NAME", default=None,
               help="Optuna's sampler for these: tpe, nsga2, gp, random or grid.")  # fmt: skip
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 @click.option(
     "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
 )
@@ -180,6 +194,7 @@ def tune(
     trials: int | None,
     sampler: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> None:
     """Run a sweep with its defenses tuned, also where the file does not say `tune`.
@@ -196,7 +211,7 @@ def tune(
     if sampler is not None:
         given.append(f"tuning.sampler={sampler}")
     sweep = _loaded(file, (*given, *overrides), smoke, tune=True)
-    sys.exit(_run(sweep, out, store, None, local, max_hours))
+    sys.exit(_run(sweep, out, store, None, local, grace_s, max_hours))
 
 
 @main.command()
@@ -204,7 +219,7 @@ def tune(
 @_place_options
 @click.option("--failed", "error_class", required=True, is_flag=False, flag_value="all",
               metavar="[CLASS]", help="Run failed trials again: all, or one error class.")  # fmt: skip
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 def rerun(
     file: Path,
     overrides: tuple[str, ...],
@@ -213,6 +228,7 @@ def rerun(
     store: str | None,
     error_class: str,
     local: bool,
+    grace_s: float,
 ) -> None:
     """Run failed trials of a sweep again, as a new attempt: sweeps rerun FILE --failed [CLASS].
 
@@ -223,7 +239,7 @@ def rerun(
 
     if error_class not in (*ERROR_CLASSES, "all"):
         raise ConfigError(unknown_name("error class", error_class, (*ERROR_CLASSES, "all")))
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, error_class, local, None))
+    sys.exit(_run(_loaded(file, overrides, smoke), out, store, error_class, local, grace_s, None))
 
 
 def _run(
@@ -232,6 +248,7 @@ def _run(
     store: str | None,
     rerun_class: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> int:
     """Plans, says so, runs; returns the exit code."""
@@ -254,7 +271,9 @@ def _run(
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
-    result = run_plan(made, artifacts, ledger, console, local=local, max_hours=max_hours)
+    result = run_plan(
+        made, artifacts, ledger, console, local=local, max_hours=max_hours, grace_s=grace_s
+    )
     return _ended(result, len(made.failed), ledger)
 
 
@@ -267,7 +286,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)
-        return EXIT_INTERRUPTED
+        return int(result.exit_code)
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
     failed = result.failed_trials + failed_before

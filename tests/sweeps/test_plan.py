@@ -382,6 +382,23 @@ def test_what_the_store_holds_is_subtracted(
     assert all(job.needs <= set(after.jobs) for job in after.jobs.values())
 
 
+def test_the_store_is_asked_once_for_each_artifact(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store takes some 20 ms to answer, and all trials of a cell need the same artifacts."""
+    asked: Counter[str] = Counter()
+    real = ArtifactStore.has
+
+    def has(store: ArtifactStore, key: str) -> bool:
+        asked[key] += 1
+        return real(store, key)
+
+    monkeypatch.setattr(ArtifactStore, "has", has)
+    plan = planned()
+    assert asked[next(iter(plan.victims))] == 1
+    assert set(asked.values()) == {1}
+
+
 def test_what_the_ledger_holds_is_subtracted(
     planned: Planned, places: tuple[ArtifactStore, Ledger]
 ) -> None:
