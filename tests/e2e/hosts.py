@@ -1,8 +1,8 @@
 """Hosts on one machine: each a set of namespaces with its own HOME, /tmp, processes, address and sshd.
 
-`Lab` makes a laptop, with a bridge, and hosts behind it. Nothing is made in the machine's own network or mounts, and every
-process of a host is below its first one: when that is killed the kernel ends the others, and links and mounts go
-with them. Needs root, and the programs of `PROGRAMS`.
+`Lab` makes a laptop, with a bridge, and hosts behind it. Nothing is made in the machine's own network or mounts, and
+every process of a host is below its first one: when that is killed the kernel ends the others, and links and mounts
+go with them. Needs root, and the programs of `PROGRAMS`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def missing() -> str:
     """What this machine lacks to be several hosts, in one line; empty where it lacks nothing."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]
     if absent:
-        return f"needs the programs {', '.join(absent)} (on Debian: openssh-server, rsync, iproute2)"
+        return (
+            f"needs the programs {', '.join(absent)} (on Debian: openssh-server, rsync, iproute2)"
+        )
     trial = ["unshare", *NAMESPACES, "--fork", "--mount-proc", "ip", "link", "add", "type", "veth"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -7,6 +7,7 @@ laptop, whose log says which host wrote what.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -127,7 +128,10 @@ class Cluster:
         workers = [self.lab.hosts[name].address for name in WORKERS]
         config["provider"] |= {"head_ip": self.head.address, "worker_ips": workers}
         config["auth"]["ssh_user"] = "root"
-        config["metadata"]["storage"] = {"out": f"s3://{BUCKET}/runs", "store": f"s3://{BUCKET}/store"}
+        config["metadata"]["storage"] = {
+            "out": f"s3://{BUCKET}/runs",
+            "store": f"s3://{BUCKET}/store",
+        }
         # Instead of an installation, which would download: this machine's own.
         config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/{PROJECT}/.venv"]
         self.file.write_text(yaml.safe_dump(config, width=1000), encoding="utf-8")
@@ -182,6 +186,18 @@ class Cluster:
         self.seconds["down"] = time.monotonic() - start
         return []
 
+    def keep_logs(self, folder: Path) -> Path:
+        """Copies the logs of the hosts, for who must find out why a run failed."""
+        for host in self.lab.hosts.values():
+            files = [*host.folder.glob("*.log"), *host.home.glob("*.log")]
+            files += (host.folder / "tmp" / "ray").glob("session_2*/logs/*.*")
+            kept = folder / host.name
+            kept.mkdir(parents=True)
+            for file in files:
+                if file.is_file():
+                    shutil.copy(file, kept)
+        return folder
+
     def running(self) -> list[str]:
         """What runs on the cluster's hosts."""
         hosts = [self.lab.hosts[name] for name in (HEAD, *WORKERS)]
@@ -192,5 +208,7 @@ def must(done: subprocess.CompletedProcess[str]) -> str:
     """The output of a command that went well. Raises RuntimeError with what it said where it did not."""
     if done.returncode:
         command = " ".join(done.args[done.args.index("-C") + 2 :])
-        raise RuntimeError(f"exit code {done.returncode} from {command[-300:]}:\n{done.stdout[-6000:]}")
+        raise RuntimeError(
+            f"exit code {done.returncode} from {command[-300:]}:\n{done.stdout[-6000:]}"
+        )
     return done.stdout
