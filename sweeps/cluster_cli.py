@@ -101,6 +101,26 @@ def cluster() -> None:
     """Check a cluster file, and list, follow and stop the runs of a cluster."""
 
 
+@cluster.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--sweep", "sweeps", multiple=True, type=click.Path(path_type=Path),
+              help="A sweep whose jobs must fit a node type (repeat it).")  # fmt: skip
+def check(file: Path, sweeps: tuple[Path, ...]) -> None:
+    """Check a cluster file without a network, and say what its nodes cost an hour.
+
+    FILE is one for `ray up`, or a RayCluster manifest of KubeRay. Mounts are looked for from the folder that this is
+    run in, as `ray up` does.
+    """
+    from sweeps.cluster_check import check_cluster, refuse
+
+    report = check_cluster(file, sweeps)
+    for doubt in report.doubts:
+        click.echo(f"note: {doubt}", err=True)
+    refuse(file, report)
+    click.echo(f"{file}: no mistakes")
+    click.echo(report.table())
+
+
 @cluster.command("jobs")
 @_where_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

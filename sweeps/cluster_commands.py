@@ -85,7 +85,7 @@ def _check_start(
 
 
 def check_image(found: Findings, keys: Keys, image: Any) -> None:
-    """An image of one release, with the Ray that is installed here. Another's image must name the release in its tag."""
+    """An image of one release, with the Ray that is installed here: its tag says so, or a digest pins it."""
     import ray
 
     match = _IMAGE.match(image) if isinstance(image, str) else None

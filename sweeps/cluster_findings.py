@@ -9,6 +9,18 @@ from typing import Any
 from backdoor_core.errors import unknown_name
 from sweeps.source import Keys, Source
 
+GIB = 1 << 30
+
+
+def shown(resources: Mapping[str, float]) -> str:
+    """Resources in words: `CPU 4, GPU 1, memory 14 GiB`."""
+    words = [
+        f"{name} {amount / GIB:g} GiB" if name == "memory" else f"{name} {amount:g}"
+        for name, amount in resources.items()
+        if amount
+    ]
+    return ", ".join(words) or "none for jobs"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
@@ -59,10 +71,10 @@ def cost_table(nodes: Iterable[NodeType], most_workers: int) -> str:
     rows = [("node type", "resources", "nodes", "market", "USD an hour")]
     known = list(nodes)
     for node in known:
-        has = ", ".join(f"{name} {amount:g}" for name, amount in node.resources.items())
+        has = shown(node.resources) if node.resources else "found out on the node"
         count = "1 (head)" if node.is_head else f"{node.least}..{node.most}"
         price = "?" if node.hourly_usd is None else f"{node.hourly_usd:.3f}"
-        rows.append((node.name, has or "found out on the node", count, node.market, price))
+        rows.append((node.name, has, count, node.market, price))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
              for row in rows]  # fmt: skip

@@ -11,25 +11,23 @@ from sweeps.source import Keys
 
 # Set or read by Ray, and no parameters of the cloud.
 _RAYS_OWN = frozenset({"SubnetIds"})
-PROVIDER_KEYS = {
-    "aws": {
-        "type", "region", "availability_zone", "cache_stopped_nodes", "security_group", "cloudwatch", "use_internal_ips",
-        "disable_node_updaters", "aws_credentials", "disable_launch_config_check", "head_ip", "worker_liveness_check",
-        "foreground_node_launch",
-    },
-    "gcp": {
-        "type", "region", "availability_zone", "project_id", "gcp_credentials", "use_internal_ips", "cache_stopped_nodes",
-        "disable_node_updaters", "disable_launch_config_check", "worker_liveness_check", "foreground_node_launch",
-    },
-    "local": {"type", "head_ip", "worker_ips", "coordinator_address", "use_internal_ips"},
+_CLOUD_KEYS = {
+    "type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "disable_node_updaters",
+    "disable_launch_config_check", "worker_liveness_check", "foreground_node_launch",
 }  # fmt: skip
+PROVIDER_KEYS = {
+    "aws": _CLOUD_KEYS | {"security_group", "cloudwatch", "aws_credentials"},
+    "gcp": _CLOUD_KEYS | {"project_id", "gcp_credentials"},
+    "local": {"type", "head_ip", "worker_ips", "coordinator_address", "use_internal_ips"},
+}
 # Fields of instances.insert that one sets by hand.
 _GCP_KEYS = {
-    "machineType", "disks", "networkInterfaces", "scheduling", "serviceAccounts", "guestAccelerators", "labels", "tags",
-    "metadata", "minCpuPlatform", "shieldedInstanceConfig", "confidentialInstanceConfig", "reservationAffinity",
-    "deletionProtection", "canIpForward", "description", "advancedMachineFeatures", "resourcePolicies", "zone", "name",
-    "acceleratorType", "runtimeVersion", "networkConfig", "schedulingConfig", "acceleratorConfig", "keyRevocationActionType",
-    "params", "sourceInstanceTemplate", "sourceMachineImage", "hostname", "networkPerformanceConfig",
+    "machineType", "disks", "networkInterfaces", "scheduling", "serviceAccounts", "guestAccelerators", "labels",
+    "tags", "metadata", "minCpuPlatform", "shieldedInstanceConfig", "confidentialInstanceConfig", "canIpForward",
+    "reservationAffinity", "deletionProtection", "description", "advancedMachineFeatures", "resourcePolicies",
+    "acceleratorType", "runtimeVersion", "networkConfig", "schedulingConfig", "acceleratorConfig", "name", "zone",
+    "keyRevocationActionType", "params", "sourceInstanceTemplate", "sourceMachineImage", "hostname",
+    "networkPerformanceConfig",
 }  # fmt: skip
 _GCP_SCHEDULING = {
     "preemptible", "provisioningModel", "instanceTerminationAction", "onHostMaintenance", "automaticRestart",
@@ -116,5 +114,6 @@ def _check_shape(found: Findings, shape: Any, value: Any, keys: Keys) -> None:
 
 
 _ARTICLE = {
-    "structure": "settings", "list": "a list", "string": "a text", "boolean": "true or false", "integer": "a whole number",
+    "structure": "settings", "list": "a list", "string": "a text", "boolean": "true or false",
+    "integer": "a whole number",
 }  # fmt: skip

@@ -16,8 +16,8 @@ from sweeps.cluster_growth import BOOTSTRAP
 
 
 def score(
-    node_resources: dict[str, float],
-    resources: list[dict[str, float]],
+    node_resources: dict[str, Any],
+    resources: list[dict[str, Any]],
     node_type: str,
     *,
     node_availability_summary: Any,

@@ -197,10 +197,11 @@ def automatic_precision(gpu: float, plm: PLMSource) -> Precision:
     """
     if plm.preferred_precision == "float32":
         return "float32"
-    return "bf16" if gpu > 0 or _cpu_flags() & BF16_CPU_FLAGS else "float32"
+    return "bf16" if gpu > 0 or cpu_flags() & BF16_CPU_FLAGS else "float32"
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """The features of this machine's CPUs, as Linux names them."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sweeps.ray_access import ask_for_token, ensure_token, warn_of_open_cluster
+
 # Set before Ray is imported: it reads them once. The memory monitor is off because the error that it raises
-# ends the Tune driver; token authentication stays as Ray has it.
+# ends the Tune driver; token authentication is on, since Ray's ports listen on every address.
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -34,6 +36,7 @@ QUIET_ENVIRONMENT = {
 }
 for _name, _value in QUIET_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+ask_for_token()
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
@@ -50,6 +53,7 @@ from sweeps.spot import is_going  # noqa: E402
 
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
+LOOPBACK = "127.0.0.1"
 FIRST_NODE_S = 900.0
 """How long a run waits for the first node of a cluster that started with its head alone."""
 
@@ -171,8 +175,16 @@ def start_ray(cpus: int | None = None) -> None:
     if address:
         _check_answers(address)
         ray.init(address=address, **settings)
+        warn_of_open_cluster(ray.get_runtime_context().gcs_address)
     else:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+        ensure_token()
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            dashboard_host=LOOPBACK,
+            **settings,
+        )
 
 
 def _check_answers(address: str) -> None:

@@ -41,7 +41,8 @@ def planned(
     """The plan of the tiny sweep with other sections, against the test's store and ledger."""
 
     def make(rerun: str | None = None, **sections: Any) -> Plan:
-        return plan_sweep(load_sweep(tiny_sweep(tmp_path, **sections)), *places, rerun=rerun)
+        sweep = load_sweep(tiny_sweep(tmp_path, **sections), data=[tmp_path.parent])
+        return plan_sweep(sweep, *places, rerun=rerun)
 
     return make
 
@@ -499,7 +500,7 @@ def test_equal_trials_stand_once(planned: Planned) -> None:
 def test_automatic_precision(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], gpu: float, plm: str, precision: str
 ) -> None:
-    monkeypatch.setattr(planning, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(planning, "cpu_flags", lambda: frozenset(flags))
     settings = {"hub": {"id": "some/model"}, "tiny": {}}[plm]
     source = catalog.make("plm", plm, settings)
     assert isinstance(source, PLMSource)
