@@ -92,14 +92,13 @@ class Storage:
 
     def fetch(self, prefix: str, folder: Path) -> Path:
         """Copies what lies under `prefix` of the bucket to a folder of this machine."""
-        folder.mkdir()
         code = (
-            "import sys; from pyarrow import fs; "
-            "fs.copy_files(sys.argv[1], sys.argv[2], source_filesystem=fs.S3FileSystem(), "
-            "destination_filesystem=fs.LocalFileSystem())"
+            "import sys; from pyarrow import fs; found, path = fs.FileSystem.from_uri(sys.argv[1]); "
+            "fs.copy_files(path, sys.argv[2], found, fs.LocalFileSystem())"
         )
         inside = self.lab.laptop.home / folder.name
-        must(self.lab.laptop.run(sys.executable, "-c", code, f"{BUCKET}/{prefix}", str(inside)))
+        url = f"s3://{BUCKET}/{prefix}"
+        must(self.lab.laptop.run(sys.executable, "-c", code, url, str(inside)))
         inside.rename(folder)
         return folder
 
