@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.e2e.hosts import NETWORK, ROOT, Host, Lab, waited_for
@@ -75,6 +76,13 @@ class Storage:
         waited_for(lambda: "Running on" in self.log.read_text(encoding="utf-8"), 60)
         code = f"import boto3; boto3.client('s3').create_bucket(Bucket={BUCKET!r})"
         must(laptop.run(sys.executable, "-c", code))
+
+    def stop(self) -> None:
+        """Ends the server."""
+        if self.process is not None:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                process.kill()
+            self.process.wait(timeout=30)
 
     def written(self) -> list[Written]:
         """All objects that were put, in order; one that was put twice stands there twice."""

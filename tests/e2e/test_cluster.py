@@ -146,8 +146,11 @@ def story(
     story = Story(reference=folder / "reference", copy=folder / "copy")
     say = Say(request, story)
     places = ("--out", story.reference, "--store", folder / "store")
-    alone = sweeps_process("run", file, "--local", *places, env={"OMP_NUM_THREADS": "1"})
-    output, _ = alone.communicate(timeout=END_S)
+    with sweeps_process("run", file, "--local", *places, env={"OMP_NUM_THREADS": "1"}) as alone:
+        try:
+            output, _ = alone.communicate(timeout=END_S)
+        finally:
+            alone.kill()
     assert alone.returncode == 0, output
     say("local run")
     lab = Lab(names=(HEAD, *WORKERS), environment=ENVIRONMENT)
@@ -159,6 +162,8 @@ def story(
             kept = cluster.keep_logs(folder / "logs")
             say(f"failed; logs of the hosts are in {kept}")
             raise
+        finally:
+            storage.stop()
     story.left_behind = lab.left_behind()
     for line in story.lines():
         request.config.pluginmanager.getplugin("terminalreporter").write_line(f"  {line}")
