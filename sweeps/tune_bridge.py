@@ -40,9 +40,11 @@ ask_for_token()
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.execution import class_cache  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
+from backdoor_core.redact import looks_secret  # noqa: E402
 from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.ended_trials import Unprinted  # noqa: E402
@@ -51,6 +53,12 @@ from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_m
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 from sweeps.spot import is_going  # noqa: E402
 from sweeps.starting_workers import let_workers_start  # noqa: E402
+
+# Tune hands cloud credentials to its actors in their runtime environment, which Ray writes to a log of
+# each node. A worker has them from its own node's environment, or from the instance.
+class_cache.ENV_VARS_TO_PROPAGATE = {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not looks_secret(name)
+}
 
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
