@@ -52,6 +52,7 @@ from sweeps.local import outcome_of  # noqa: E402
 from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 from sweeps.spot import is_going  # noqa: E402
+from sweeps.starting_workers import let_workers_start  # noqa: E402
 
 # Tune hands cloud credentials to its actors in their runtime environment, which Ray writes to a log of
 # each node. A worker has them from its own node's environment, or from the instance.
@@ -97,6 +98,11 @@ class _ReadyJobs(Searcher):
             return None
         self._by_trial[trial_id] = job.key
         return {"job": json.dumps(job.payload())}
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another job can be handed out now."""
+        return self._schedule.has_free
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -237,9 +243,6 @@ def slots_of(resources: Resources, wanted: int | None) -> int:
             f"no job fits: one asks for {request}, the machine or cluster has "
             f"{ {k: v for k, v in have.items() if k in request} }; lower `resources`"
         )
-    if grows:
-        # Tune otherwise lets one trial wait for room, and the autoscaler starts one node after another.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(most, wanted) if wanted else most)
     return min(most, wanted) if wanted else most
 
 
@@ -265,6 +268,9 @@ def run_with_tune(
         tune.PlacementGroupFactory([bundle(resources)]),
     )
     survive_the_memory_monitor()
+    let_workers_start()
+    # Else one trial at a time waits for its worker, and the workers (and new nodes) start one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
     searcher = _ReadyJobs(schedule, should_stop)
     with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
         tuner = tune.Tuner(

@@ -147,9 +147,8 @@ NUMBERS = (
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ray on two CPUs, whose workers can import the project and the runners above."""
-    import ray
-
-    from sweeps.tune_bridge import start_ray
+    # Not Ray first: it reads once, when it is imported, whether there is a token.
+    from sweeps.tune_bridge import ray, start_ray
 
     folder = tmp_path_factory.mktemp("runners")
     (folder / "odd_runners.py").write_text(RUNNERS, encoding="utf-8")
