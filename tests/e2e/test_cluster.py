@@ -175,6 +175,7 @@ def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: Cluster
     storage.start()
     cluster.write_file()
     story.answers["check"] = cluster.sweeps("cluster", "check", str(cluster.file))
+    cluster.install_without_network()
     cluster.up()
     say("up, both workers joined", start)
     _knock(story, cluster)
