@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.e2e.hosts import NETWORK, ROOT, Host, Lab, waited_for
+from tests.e2e.hosts import NETWORK, Host, waited_for
+from tests.e2e.lab import ROOT, Lab
 
 S3_PORT = 5000
 BUCKET = "sweeps"

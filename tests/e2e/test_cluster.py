@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from backdoor_core.ledger import Ledger
-from tests.e2e.hosts import Host, Lab, missing, waited_for
+from tests.e2e.hosts import Host, waited_for
+from tests.e2e.lab import Lab, missing
 from tests.e2e.launched import (
     BUCKET,
     ENVIRONMENT,
