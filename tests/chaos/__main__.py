@@ -6,9 +6,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from tests.chaos import isolation
 from tests.chaos.faults import Storage
@@ -43,8 +45,6 @@ def main(
 def _played(
     folder: Path, seed: int, faults: int, jobs: int, storage: str, kinds: tuple[str, ...]
 ) -> bool:
-    from rich.console import Console
-
     from tests.chaos import report, stage, story, sweep
 
     start = time.monotonic()
@@ -61,20 +61,16 @@ def _played(
         count = faults // len(places) + (number < faults % len(places))
         own = folder / place
         own.mkdir()
-        acts.append(
-            story.play(
-                own,
-                place,
-                work,
-                calm,
-                seed=seed,
-                count=count,
-                kinds=kinds,
-                say=lambda line: console.print(line, markup=False),
-            )  # fmt: skip
+        act = story.play(
+            own, place, work, calm, seed=seed, count=count, kinds=kinds, say=_said(console)
         )
+        acts.append(act)
     report.show(acts, console, seed=seed, seconds=time.monotonic() - start)
     return all(act.survived for act in acts)
+
+
+def _said(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, markup=False)
 
 
 if __name__ == "__main__":

@@ -101,11 +101,13 @@ class Adversary:
             self.relent()
 
     def _bring_node_back(self, finished: int) -> None:
+        self.stage.cluster.tend()
         if self._node_back is None:
             return
         at_s, at_jobs = self._node_back
         if time.monotonic() >= at_s or finished >= at_jobs:
-            self.nodes_added += self.stage.cluster.fill()
+            self.stage.cluster.add_node()
+            self.nodes_added += 1
             self._node_back = None
 
     def _strike(

@@ -67,7 +67,7 @@ def _wait_for(port: int) -> None:
 class Proxy:
     """Passes TCP connections on, in the mood that it is in. `hurt` counts connections that met a bad one.
 
-    `refuses`: nobody listens. `drops`: each connection, old or new, is reset. `hangs`: all are kept and none is answered.
+    `refuses`: nobody listens. `drops`: each connection, old or new, is reset. `hangs`: all are kept, none is answered.
     """
 
     def __init__(self) -> None:
