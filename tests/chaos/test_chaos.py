@@ -1,4 +1,4 @@
-"""What decides in `make chaos`: the seed plans all, a proxy cuts, a verdict finds what differs. The story itself is long."""
+"""What decides in `make chaos`: the seed plans all, a proxy cuts, a verdict finds what differs."""
 
 from __future__ import annotations
 
