@@ -90,11 +90,17 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {got!r}{hint} Known: {', '.join(names) or 'none'}"
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+"""What libraries say in a RuntimeError when an allocation failed."""
+
+
 def error_class(error: BaseException) -> str:
     """The ledger's class (one of `ERROR_CLASSES`) for an exception."""
     if isinstance(error, SweepError):
         return error.error_class
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "oom"
+    if isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _OUT_OF_MEMORY):
         return "oom"
     if isinstance(error, TimeoutError):
         return "timeout"

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from backdoor_core.parts import batch_parts
+
 _PACKAGES = (
     "torch",
     "transformers",
@@ -52,13 +54,14 @@ def measured() -> Iterator[Measured]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Device, threads and library versions of this process."""
+    """Device, threads, parts that batches are split into, and library versions of this process."""
     import torch
 
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "batch_parts": batch_parts(),
         "versions": json.dumps(library_versions(), sort_keys=True),
     }
 

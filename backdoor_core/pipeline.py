@@ -844,7 +844,10 @@ class Workshop:
             facts={
                 **own,
                 "seconds": sum(part["seconds"] for part in (own, *parts)),
-                "peak_rss_gib": max(part["peak_rss_gib"] for part in (own, *parts)),
+                **{
+                    name: max(part[name] for part in (own, *parts))
+                    for name in ("peak_rss_gib", "batch_parts")
+                },
             },
         )
 

@@ -102,6 +102,8 @@ class TrialRecord:
     device: str | None = None
     precision: str | None = None
     threads: int | None = None
+    batch_parts: int | None = None
+    """Into how many parts batches were split, since a job ran out of memory (1: not at all)."""
     versions: str | None = None
     synthetic: bool = False
     observations: str | None = None
@@ -160,6 +162,7 @@ SCHEMA = pa.schema(
         pa.field("versions", pa.string()),
         pa.field("asked_rows", pa.int64()),
         pa.field("threads", pa.int32()),
+        pa.field("batch_parts", pa.int32()),
         pa.field("synthetic", pa.bool_()),
         pa.field("observations", pa.string()),
         pa.field("spec", pa.string()),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backdoor_core.errors import ConfigError, NonFiniteLossError
+from backdoor_core.parts import batch_parts
 from backdoor_core.plm import seeded
 from backdoor_core.rng import generator
 from backdoor_core.spec import TrainingSettings
@@ -161,13 +162,11 @@ def train(
                     group["lr"] = settings.learning_rate * schedule(
                         step, steps, settings.warmup_share
                     )
-                with autocast(device, settings.precision):
-                    value = loss(model, encoded.padded(rows, device), rows)
-                value.backward()  # type: ignore[no-untyped-call]
+                value = _backward(model, encoded, loss, rows, settings)
                 _clip(model, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                pending.append(value.detach())
+                pending.append(value)
                 step += 1
                 if len(pending) == CHECK_STEPS or step == steps:
                     _check_finite(pending, step)
@@ -177,6 +176,27 @@ def train(
                 model.train()
     model.train(False)
     return step
+
+
+def _backward(
+    model: PreTrainedModel,
+    encoded: Encoded,
+    loss: Loss,
+    rows: np.ndarray,
+    settings: TrainingSettings,
+) -> torch.Tensor:
+    """Adds the gradient of one batch to the parameters'; returns its loss, detached."""
+    device = model.device
+    parts = np.array_split(rows, min(batch_parts(), len(rows)))
+    values = []
+    for part in parts:
+        with autocast(device, settings.precision):
+            value = loss(model, encoded.padded(part, device), part)
+        if len(parts) > 1:
+            value = value * (len(part) / len(rows))
+        value.backward()  # type: ignore[no-untyped-call]
+        values.append(value.detach())
+    return values[0] if len(parts) == 1 else sum(values[1:], values[0])
 
 
 def schedule(step: int, steps: int, warmup_share: float) -> float:

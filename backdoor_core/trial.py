@@ -339,6 +339,7 @@ def _facts(
         "peak_rss_gib": max(facts["peak_rss_gib"], training["peak_rss_gib"]),
         "device": facts["device"],
         "threads": facts["threads"],
+        "batch_parts": max(facts["batch_parts"], training["batch_parts"]),
         "versions": facts["versions"],
         "synthetic": workshop.task_data(pipeline).synthetic,
         "observations": observations.key,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backdoor_core.corpus import Corpus
+from backdoor_core.parts import batch_parts
 from backdoor_core.plm import load_tokenizer, opened, word_embeddings
 from backdoor_core.spec import Precision
 from backdoor_core.text import Encoded, Encoder, token_limit
@@ -162,15 +163,15 @@ def load_victim(folder: Path, max_tokens: int, precision: Precision) -> Victim:
 
 
 def inference_batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Batches of at most `INFERENCE_TOKENS` tokens, the longest rows first; each row comes once.
+    """Batches of at most `INFERENCE_TOKENS` tokens (less where batches go in parts), the longest rows first.
 
-    The rows of one batch fill the same multiple of `SHAPE_STEP` tokens, and leave room for one row more in a
-    multiple of `SHAPE_STEP` rows.
+    Each row comes once. The rows of one batch fill the same multiple of `SHAPE_STEP` tokens, and leave room for one row
+    more in a multiple of `SHAPE_STEP` rows.
     """
     widths = _widths(lengths)
     for width in np.unique(widths)[::-1].tolist():
         rows = np.flatnonzero(widths == width)
-        most = max(1, INFERENCE_TOKENS // (width * SHAPE_STEP)) * SHAPE_STEP - 1
+        most = max(1, INFERENCE_TOKENS // batch_parts() // (width * SHAPE_STEP)) * SHAPE_STEP - 1
         for start in range(0, len(rows), most):
             yield rows[start : start + most]
 

@@ -266,7 +266,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)
-        return EXIT_INTERRUPTED
+        return int(result.exit_code)
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
     failed = result.failed_trials + failed_before

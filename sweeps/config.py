@@ -88,7 +88,17 @@ class Resources(BaseModel):
 
     cpu: float = Field(1, gt=0, description="CPU cores")
     gpu: float = Field(0, ge=0, description="GPUs; a fraction lets jobs share one")
-    memory_gib: float | None = Field(None, gt=0, description="memory, in GiB")
+    memory_gib: float | None = Field(
+        None, gt=0, description="memory, in GiB; what takes more fails"
+    )
+    time_limit_s: float | None = Field(
+        None, gt=0, description="seconds that a job may run; a longer one fails"
+    )
+
+    @property
+    def threads(self) -> int:
+        """Threads of a job: as many as whole CPUs, so that equal files give equal numbers."""
+        return max(1, int(self.cpu))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,12 @@ class Progress:
             self.running[job.key] = job
         else:
             self.running.pop(job.key, None)
+        if event == "again" and outcome is not None:
+            self.console.print(
+                f"again: {job.label}: {outcome.error_class}: {outcome.error}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+        elif event != "started":
             self.ended[job.kind] = self.ended.get(job.kind, 0) + 1
             if outcome is not None:
                 self._note(event, job, outcome)
@@ -74,6 +80,10 @@ class Progress:
             self.failures.append(text)
             if len(self.failures) <= _SHOWN_FAILURES:
                 self.console.print(f"failed: {text}", markup=False, highlight=False, style="red")
+
+    def say(self, text: str) -> None:
+        """A line for the user, above the live view."""
+        self.console.print(text, markup=False, highlight=False)
 
     def left_s(self) -> float | None:
         """Seconds until the end, from the mean of the jobs that ended; None while a kind has no such mean."""

@@ -17,6 +17,7 @@ from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import skipped, started
 from sweeps.config import Sweep
+from sweeps.interruption import GRACE_S, Interruption, interruptible
 from sweeps.plan import Plan, jobs_of_study, needs_of
 from sweeps.progress import Progress
 from sweeps.schedule import Job, Outcome, Schedule
@@ -37,6 +38,8 @@ class RunResult:
     failed_trials: int
     failures: tuple[str, ...]
     seconds: float
+    exit_code: int = 0
+    """Of an interrupted run: 128 + the signal's number."""
 
 
 def run_plan(
@@ -47,10 +50,12 @@ def run_plan(
     *,
     local: bool = False,
     max_hours: float | None = None,
+    grace_s: float = GRACE_S,
 ) -> RunResult:
     """Runs the jobs of a plan, on Ray Tune or (`local`) in this process.
 
-    Every pending trial that can have a row has one afterwards, unless the run ended early.
+    Every pending trial that can have a row has one afterwards, unless the run ended early: its time was up, or it was
+    interrupted (Ctrl-C or SIGTERM), and then running jobs had `grace_s` to end.
     """
     start = time.monotonic()
     record_skipped(plan, ledger)
@@ -62,19 +67,20 @@ def run_plan(
         "store": store.folder.url,
         "out": ledger.out.url,
         "sweep": plan.sweep.name,
-        "threads": max(1, int(plan.sweep.resources.cpu)),
+        "resources": plan.sweep.resources.model_dump(mode="json"),
     }
-    interrupted = False
     time_is_up = _time_limit(start, max_hours)
-    try:
-        _execute(plan.sweep, schedule, progress, context, time_is_up, local=local)
-    except KeyboardInterrupt:
-        interrupted = True
+    with interruptible(progress.say, grace_s) as interruption:
+        try:
+            _execute(plan.sweep, schedule, progress, context, time_is_up, interruption, local=local)
+        except KeyboardInterrupt:
+            schedule.closed = True
+            _give_up(local)
     _record_dropped(schedule, plan, ledger)
     ledger.compact()
     ending: Literal["finished", "time", "interrupted"] = "finished"
     if schedule.open:
-        ending = "time" if time_is_up() and not interrupted else "interrupted"
+        ending = "interrupted" if interruption.asked else "time"
     return RunResult(
         ending=ending,
         done_jobs=len(schedule.done),
@@ -82,6 +88,7 @@ def run_plan(
         failed_trials=progress.failed_rows,
         failures=tuple(progress.failures),
         seconds=time.monotonic() - start,
+        exit_code=interruption.exit_code if ending == "interrupted" else 0,
     )
 
 
@@ -91,26 +98,39 @@ def _execute(
     progress: Progress,
     context: dict[str, object],
     time_is_up: Callable[[], bool],
+    interruption: Interruption,
     *,
     local: bool,
 ) -> None:
+    def should_stop() -> bool:
+        return interruption.asked is not None or time_is_up()
+
     if local:
         from sweeps.jobs import run_job
         from sweeps.local import run_here
 
         with progress.shown():
-            run_here(schedule, run_job, context, should_stop=time_is_up)
+            run_here(schedule, run_job, context, should_stop=should_stop)
         return
     from sweeps.tune_bridge import run_with_tune, slots_of, start_ray
 
     start_ray()
+    interruption.watch()  # Ray has taken SIGTERM
     slots = slots_of(sweep.resources, sweep.slots)
     progress.slots = slots
     with progress.shown():
         run_with_tune(
             schedule, RUNNER, context, resources=sweep.resources, slots=slots,
-            should_stop=time_is_up,
+            should_stop=should_stop,
         )  # fmt: skip
+
+
+def _give_up(local: bool) -> None:
+    """Ends the workers, and the jobs that run in them: they publish whole things or nothing."""
+    if not local:
+        import ray
+
+        ray.shutdown()
 
 
 def _time_limit(start: float, max_hours: float | None) -> Callable[[], bool]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from backdoor_core.spec import TrialSpec
+from sweeps.retries import tries_again
 
 JobKind = Literal["prepare", "victim", "reference", "probe", "trial"]
 _RANK: Mapping[str, int] = {"prepare": 0, "victim": 1, "reference": 2, "probe": 3, "trial": 3}
@@ -32,6 +33,8 @@ class Job:
     floors: tuple[float, ...] | None = None
     group: str = ""
     """Jobs of one group share what they fit: they do not run at the same time."""
+    tries: tuple[str, ...] = ()
+    """The error classes of its tries that failed so far."""
 
     def payload(self) -> dict[str, Any]:
         """What travels to a worker: small, and JSON."""
@@ -43,6 +46,7 @@ class Job:
             "attempts": list(self.attempts),
             "triggered": self.triggered,
             "floors": None if self.floors is None else list(self.floors),
+            "tries": list(self.tries),
         }
 
 
@@ -77,7 +81,9 @@ class Feeder(Protocol):
 
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
-"""Called with `added`, `started`, `done`, `failed` or `dropped`, the job, and its outcome."""
+"""Called with `added`, `started`, `again`, `done`, `failed` or `dropped`, the job, and its outcome.
+
+After `again` (it failed, and has another try) a job waits to be started anew."""
 
 
 @dataclass
@@ -165,9 +171,25 @@ class Schedule:
         return found
 
     def complete(self, key: str, outcome: Outcome) -> None:
-        """Records how a running job ended, and offers or drops those that wait for it."""
+        """Records how a running job ended, and offers or drops those that wait for it.
+
+        A job that failed without leaving rows may have another try. Where nothing is handed out any more, one whose
+        worker was lost has been given up: it stays open.
+        """
         self.running.discard(key)
         job = self.jobs[key]
+        failed = outcome.error_class if not outcome.rows else None
+        if (
+            failed is not None
+            and self.closed
+            and (failed == "lost" or tries_again(failed, job.tries))
+        ):
+            return
+        if failed is not None and tries_again(failed, job.tries):
+            self.jobs[key] = replace(job, tries=(*job.tries, failed))
+            self._offer([key])
+            self._tell("again", job, outcome)
+            return
         if outcome.error_class is None or job.kind in ("trial", "probe"):
             self.done[key] = outcome
             waiting = self._dependants.get(key, [])

@@ -28,20 +28,25 @@ QUIET_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Signals are ours (sweeps.interruption).
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 for _name, _value in QUIET_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.air.execution._internal.actor_manager import RayActorManager  # noqa: E402
+from ray.exceptions import OutOfMemoryError, RayActorError  # noqa: E402
+from ray.tune.experiment import Trial  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from backdoor_core.errors import ConfigError, DependencyError  # noqa: E402
+from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 
-MAX_FAILURES = 2
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
 
@@ -64,6 +69,8 @@ class _ReadyJobs(Searcher):
         self._schedule = schedule
         self._should_stop = should_stop
         self._by_trial: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        """What Ray said of trials that failed, by trial id."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._should_stop():
@@ -83,13 +90,23 @@ class _ReadyJobs(Searcher):
         if key is None:
             return
         if error or not result or "outcome" not in result:
-            outcome = Outcome(
-                error_class="lost",
-                error=f"the worker was lost {MAX_FAILURES + 1} times (killed, or out of memory)",
-            )
+            outcome = self._lost(key, self.errors.pop(trial_id, ""))
         else:
             outcome = outcome_of(json.loads(result["outcome"]))
         self._schedule.complete(key, outcome)
+
+    def _lost(self, key: str, said: str) -> Outcome:
+        """The outcome of a job whose worker died or was taken away."""
+        if _OUT_OF_MEMORY in said:
+            return Outcome(
+                error_class="oom", error="Ray ended the worker: its node was out of memory"
+            )
+        times = self._schedule.jobs[key].tries.count("lost") + 1
+        lost = "once" if times == 1 else f"{times} times"
+        return Outcome(
+            error_class="lost",
+            error=f"the worker was lost {lost} (killed, its node gone, or out of memory)",
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReadyJobs:
         """Tune copies a searcher before it runs; this one is the schedule's own, and must not be two."""
@@ -106,12 +123,48 @@ class _ReadyJobs(Searcher):
         """Never used: resume is planning again."""
 
 
+_OUT_OF_MEMORY = "due to the node running low on memory"
+"""What Ray says of a worker that its memory monitor killed, in whatever error."""
+
+
+def _survive_the_memory_monitor() -> None:
+    """Lets Tune take a worker that Ray's memory monitor killed as one that was lost.
+
+    Ray 2.60 raises OutOfMemoryError for it, which is neither of the two kinds of errors that Tune's actor manager
+    knows: it would end the whole run. This is the one place where Tune looks.
+    """
+    original = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=f"killed {_OUT_OF_MEMORY}: {exception}")
+        original(self, tracked_actor_task, exception)
+
+    setattr(RayActorManager, original.__name__, failed)
+
+
+_survive_the_memory_monitor()
+
+
+class _Errors(FIFOScheduler):
+    """Notes why a trial failed, where the searcher reads it: Tune tells searchers only that it did."""
+
+    def __init__(self, noted: dict[str, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._noted = noted
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        file = trial.error_file
+        if file is not None and os.path.exists(file):
+            with open(file, encoding="utf-8", errors="replace") as stream:
+                self._noted[trial.trial_id] = stream.read()
+
+
 class _JobTrainable(tune.Trainable):
     """Runs one job a step, one step a trial; the process and its imports live on between trials."""
 
     def setup(self, config: dict[str, Any], runner: str = "", context: str = "{}") -> None:
-        module, function = runner.split(":")
-        self._runner = getattr(importlib.import_module(module), function)
+        self._runner = runner
         self._context = json.loads(context)
         self._job = json.loads(config["job"])
 
@@ -120,7 +173,15 @@ class _JobTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        outcome = self._runner(self._job, self._context)
+        # Whatever a runner raises, also on its import (a package that this node lacks), is the job's outcome.
+        try:
+            module, function = self._runner.split(":")
+            outcome = getattr(importlib.import_module(module), function)(self._job, self._context)
+        except Exception as error:
+            outcome = {
+                "error_class": error_class(error),
+                "error": f"{type(error).__name__}: {error} (on {socket.gethostname()})",
+            }
         return {"done": True, "ended": 1, "outcome": json.dumps(outcome)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -189,7 +250,8 @@ def run_with_tune(
     """Runs `schedule` on Ray Tune, at most `slots` jobs at once.
 
     `runner` is `module:function`, called in a worker as `function(payload, context)`; data and models reach it by key.
-    Returns when nothing can be handed out any more, or after an interrupt.
+    A worker that is lost costs its job a try (`sweeps.retries`), not a failure that Tune counts. Returns when
+    nothing can be handed out any more; an interrupt goes through to the caller, who then ends Ray.
     """
     if schedule.exhausted:
         return
@@ -197,11 +259,13 @@ def run_with_tune(
         tune.with_parameters(_JobTrainable, runner=runner, context=json.dumps(dict(context))),
         tune.PlacementGroupFactory([bundle(resources)]),
     )
+    searcher = _ReadyJobs(schedule, should_stop)
     with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_ReadyJobs(schedule, should_stop),
+                search_alg=searcher,
+                scheduler=_Errors(searcher.errors),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -214,7 +278,6 @@ def run_with_tune(
                 name="jobs",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
         tuner.fit()

@@ -21,6 +21,7 @@ ORDER = (
     "errors",
     "fingerprint",
     "rng",
+    "parts",
     "measure",
     "lexicon",
     "stop_words",

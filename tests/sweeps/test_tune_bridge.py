@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from click.testing import Result
 from backdoor_core.errors import ConfigError, DependencyError
 from backdoor_core.ledger import Ledger
 from sweeps.config import Resources
+from sweeps.interruption import Interruption, interruptible
 from sweeps.local import run_here
-from sweeps.schedule import Job, JobKind, Outcome, Schedule
+from sweeps.schedule import Job, JobKind, Listener, Outcome, Schedule
 
 Cli = Callable[..., Result]
 
@@ -54,6 +56,13 @@ def slow(payload, context):
     """Never ends by itself."""
     noted(payload, context)
     time.sleep(600)
+
+
+def patient(payload, context):
+    """Ends well after two seconds."""
+    result = noted(payload, context)
+    time.sleep(2)
+    return result
 
 
 def broken(payload, context):
@@ -142,11 +151,18 @@ def bridged(ray_here: None, tmp_path: Path) -> Callable[..., Schedule]:
 
     (tmp_path / "calls").mkdir()
 
-    def run(jobs: list[Job], runner: str, slots: int = 2, **other: Any) -> Schedule:
-        schedule = Schedule.of(jobs)
+    def run(
+        jobs: list[Job],
+        runner: str,
+        slots: int = 2,
+        module: str = "odd_runners",
+        listener: Listener | None = None,
+        **other: Any,
+    ) -> Schedule:
+        schedule = Schedule.of(jobs, listener)
         run_with_tune(
             schedule,
-            f"odd_runners:{runner}",
+            f"{module}:{runner}",
             {"folder": str(tmp_path / "calls")},
             resources=Resources(cpu=1),
             slots=slots,
@@ -213,10 +229,47 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_lost(
     assert "Traceback" not in said.out + said.err, "the driver says it in a line of its own"
 
 
-def test_a_runner_that_raises_is_lost_and_not_the_run(bridged: Callable[..., Schedule]) -> None:
+def test_a_runner_that_raises_fails_its_job_and_not_the_run(
+    bridged: Callable[..., Schedule],
+) -> None:
     schedule = bridged([job("a"), job("b", "trial", ("a",))], "broken")
-    assert schedule.failed["a"].error_class == "lost"
+    assert schedule.failed["a"].error_class == "bug"
+    assert "RuntimeError: what is this? (on " in str(schedule.failed["a"].error)
     assert set(schedule.dropped) == {"b"}
+
+
+def test_a_package_that_a_node_lacks_is_said(bridged: Callable[..., Schedule]) -> None:
+    schedule = bridged([job("a")], "noted", module="runners_of_nobody")
+    assert schedule.failed["a"].error_class == "dependency"
+    assert "No module named 'runners_of_nobody'" in str(schedule.failed["a"].error)
+
+
+def test_a_worker_that_rays_memory_monitor_kills_is_out_of_memory_and_not_the_end(
+    bridged: Callable[..., Schedule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error that Ray 2.60 raises then, from Ray's own event loop, in place of the real one of a killed worker."""
+    from ray.air.execution._internal import actor_manager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    resolve = actor_manager.RayActorManager._actor_task_failed
+    turned: list[str] = []
+
+    def as_the_monitor_does(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayActorError) and not turned:
+            turned.append(str(exception))
+            exception = OutOfMemoryError("(the node runs low)")
+        resolve(self, tracked_actor_task=tracked_actor_task, exception=exception)
+
+    monkeypatch.setattr(actor_manager.RayActorManager, "_actor_task_failed", as_the_monitor_does)
+    told: list[tuple[str, str | None]] = []
+    schedule = bridged(
+        [job("once"), job("fine")], "killed",
+        listener=lambda event, one, outcome: told.append((event, outcome and outcome.error_class)),
+    )  # fmt: skip
+    assert turned
+    assert set(schedule.done) == {"once", "fine"}
+    assert ("again", "oom") in told
+    assert schedule.jobs["once"].tries == ("oom",), "batches go in parts then"
 
 
 def test_time_that_is_up_starts_nothing(bridged: Callable[..., Schedule], tmp_path: Path) -> None:
@@ -230,25 +283,57 @@ def test_nothing_to_do_starts_no_tuner(bridged: Callable[..., Schedule]) -> None
     assert bridged([], "noted").exhausted
 
 
-def test_an_interrupt_ends_a_run_in_the_middle_of_a_long_job(
-    bridged: Callable[..., Schedule], tmp_path: Path
-) -> None:
+def stopped(
+    bridged: Callable[..., Schedule], folder: Path, runner: str, grace_s: float
+) -> tuple[Schedule | None, Interruption, list[str], float]:
+    """Two slots run three jobs, and SIGTERM comes when both work; with how long the run went on after it."""
     sent: list[float] = []
+    said: list[str] = []
 
     def interrupt() -> None:
-        while not calls(tmp_path):
+        while len(calls(folder)) < 2:
             time.sleep(0.1)
         sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    schedule = bridged([job("a"), job("b"), job("c")], "slow")
-    ended = time.monotonic()
-    thread.join()
-    assert ended - sent[0] < 60
-    assert schedule.open == 3
-    assert not schedule.done
+    schedule = None
+    with interruptible(said.append, grace_s) as interruption:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            schedule = bridged(
+                [job("a"), job("b"), job("c")], runner,
+                should_stop=lambda: interruption.asked is not None,
+            )  # fmt: skip
+        ended = time.monotonic()
+        thread.join()
+    return schedule, interruption, said, ended - sent[0]
+
+
+def test_what_runs_when_a_run_is_stopped_may_end(
+    bridged: Callable[..., Schedule], tmp_path: Path
+) -> None:
+    schedule, interruption, said, took_s = stopped(bridged, tmp_path, "patient", 60)
+    assert schedule is not None
+    assert set(schedule.done) == {"a", "b"}
+    assert schedule.open == 1
+    assert interruption.exit_code == 128 + signal.SIGTERM
+    assert not interruption.given_up
+    assert said == [
+        "SIGTERM: nothing new starts; running jobs have 60 s to end "
+        "(the same signal again gives them up at once)"
+    ]
+    assert took_s < 30
+
+
+def test_a_long_job_is_given_up_after_the_grace_time(
+    bridged: Callable[..., Schedule], tmp_path: Path
+) -> None:
+    schedule, interruption, _, took_s = stopped(bridged, tmp_path, "slow", 1)
+    assert schedule is None
+    assert interruption.given_up
+    assert took_s < 30
+    assert set(calls(tmp_path)) == {"a", "b"}
 
 
 def test_resources_that_do_not_fit_are_an_error(ray_here: None) -> None:
