@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.story import Played
 
-_ENDINGS = {0: "finished", 1: "failed trials", 2: "an error line", 130: "interrupted", -9: "killed"}
+_ENDINGS = {
+    0: "finished", 1: "failed trials", 2: "an error line", 130: "interrupted", 143: "terminated",
+    -9: "killed",
+}  # fmt: skip
+_LEDGER_NOTE = r"note: .*\.parquet is damaged and was set aside"
 
 
 def show(acts: Sequence[Played], console: Console, *, seed: int, seconds: float) -> None:
@@ -19,10 +23,10 @@ def show(acts: Sequence[Played], console: Console, *, seed: int, seconds: float)
     for act in acts:
         console.print(_table(act))
         _show_verdict(act, console)
-    blows = sum(len(act.blows) for act in acts)
+    struck = sum(len(act.struck) for act in acts)
     good = all(act.survived for act in acts)
     console.print(
-        f"{'all' if good else 'NOT all'} of {blows} faults survived; seed {seed}, {seconds:.0f} s",
+        f"{'all' if good else 'NOT all'} of {struck} faults survived; seed {seed}, {seconds:.0f} s",
         style="bold" if good else "bold red",
     )
 
@@ -32,24 +36,46 @@ def _table(act: Played) -> Table:
     table.add_column("fault")
     table.add_column("count", justify="right")
     table.add_column("what was seen")
-    counts = Counter(blow.fault.kind for blow in act.blows)
+    counts = Counter(one.blow.fault.kind for one in act.struck)
     for kind in sorted(counts):
         table.add_row(kind, str(counts[kind]), _seen(act, kind))
-    table.add_row("all", str(len(act.blows)), _restarts(act), style="bold")
+    table.add_row("all", str(len(act.struck)), _restarts(act), style="bold")
     return table
 
 
 def _seen(act: Played, kind: str) -> str:
-    if kind == "node lost":
-        return f"{act.nodes_added} nodes added in their place"
+    """What drivers wrote between a fault of this kind and the next of any, and what else is known of them."""
+    said = [_SEEN[kind](act)] if kind in _SEEN else []
     if kind.startswith("artifact"):
-        return _fates(act, kind)
-    if kind == "ledger file truncated":
-        count = len(re.findall(r"note: .*\.parquet is damaged and was set aside", act.output))
-        return f"{count} files set aside, their trials run again"
-    if kind.startswith("storage ") and act.storage == "s3":
-        return f"{act.hurt_connections} connections hurt by all cuts together"
-    return ""
+        said.append(_fates(act, kind))
+    text, ended = _after(act, kind)
+    again = Counter(re.findall(r"^again: .*?: (\w+): ", text, re.MULTILINE))
+    said += [f"{count} jobs tried again ({name})" for name, count in sorted(again.items())]
+    if (rebuilt := text.count("; rebuilt\n")) and not kind.startswith("artifact"):
+        said.append(f"{rebuilt} artifacts rebuilt")
+    if ended:
+        said.append(f"{ended} drivers ended, the same command went on")
+    return "; ".join(said) or "went on"
+
+
+_SEEN: dict[str, Callable[[Played], str]] = {
+    "node lost": lambda act: f"{act.nodes_added} nodes added in all",
+    "ledger file truncated": lambda act: (
+        f"{len(re.findall(_LEDGER_NOTE, act.output))} files set aside in all, their trials run again"
+    ),
+}
+
+
+def _after(act: Played, kind: str) -> tuple[str, int]:
+    """What was written, and how many drivers ended, between each fault of a kind and the next of any."""
+    texts, ended = [], 0
+    ends = [(one.written, one.ended) for one in act.struck[1:]]
+    ends.append((len(act.output), len(act.endings)))
+    for one, (written, endings) in zip(act.struck, ends, strict=True):
+        if one.blow.fault.kind == kind:
+            texts.append(act.output[one.written : written])
+            ended += endings - one.ended
+    return "\n".join(texts), ended
 
 
 def _fates(act: Played, kind: str) -> str:
@@ -73,7 +99,12 @@ def _show_verdict(act: Played, console: Console) -> None:
     verdict = act.verdict
     console.print(
         f"{verdict.rows} rows, {verdict.repeated} written twice with equal numbers, "
-        f"{len(verdict.found_damaged)} damaged artifacts found at the end",
+        f"{len(verdict.found_damaged)} damaged artifacts found at the end"
+        + (
+            f"; {act.hurt_connections} connections to the storage hurt"
+            if act.hurt_connections
+            else ""
+        ),
         markup=False,
     )
     for difference in verdict.differences:

@@ -26,6 +26,15 @@ _QUIET_LIMIT_S = 240.0
 NOTHING_LEFT = "nothing to do"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Struck:
+    """A blow, with how much the drivers had written and how many of them had ended when it fell."""
+
+    blow: Blow
+    written: int
+    ended: int
+
+
 @dataclass
 class Played:
     """How an act went. `endings` are the exit codes of the drivers, `problems` what kept it from its end."""
@@ -33,7 +42,7 @@ class Played:
     storage: Storage
     jobs: int
     wanted: int
-    blows: list[Blow] = field(default_factory=list)
+    struck: list[Struck] = field(default_factory=list)
     endings: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     output: str = ""
@@ -104,6 +113,9 @@ class _Act:
             finished = self.audience.finished()
             blow = self.adversary.act(finished, self.driver)
             if blow is not None:
+                self.played.struck.append(
+                    Struck(blow=blow, written=len(self._said()), ended=len(self.played.endings))
+                )
                 self.say(
                     f"{blow.fault.number:3d} at {finished:4d} of {self.work.jobs} jobs: "
                     f"{blow.fault.kind} ({blow.hit})"
@@ -116,6 +128,9 @@ class _Act:
         if self.driver is not None:
             self.driver.kill()
             self.driver.wait()
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def _start_driver(self) -> None:
         if self.driver is not None or time.monotonic() < self.rest_until_s:
@@ -132,7 +147,7 @@ class _Act:
             return False
         code, self.driver = self.driver.returncode, None
         self.played.endings.append(code)
-        said = self.log.read_text(errors="replace").splitlines()
+        said = self._said().splitlines()
         self.say(f"    the driver ended with {code}: {said[-1] if said else ''}"[:160])
         if code > 0:
             self.rest_until_s = time.monotonic() + _BREATH_S
@@ -149,7 +164,6 @@ class _Act:
 
 
 def _look_back(stage: Stage, adversary: Adversary, played: Played) -> None:
-    played.blows = adversary.blows
     played.output = (stage.folder / "drivers.log").read_text(errors="replace")
     played.nodes_added = adversary.nodes_added
     played.damaged = adversary.damaged
