@@ -15,6 +15,7 @@ ERROR_CLASSES = (
     "timeout",
     "lost",
     "storage",
+    "unsafe",
     "data",
     "config",
     "dependency",
@@ -48,6 +49,12 @@ class StorageError(SweepError, OSError):
 
 class DamagedArtifactError(StorageError):
     """A stored artifact whose bytes are not those that were published; it was set aside."""
+
+
+class UnsafeArtifactError(StorageError):
+    """An artifact or a model folder that holds what is never loaded: code, a pickle, a link, a false size."""
+
+    error_class = "unsafe"
 
 
 class DependencyError(SweepError, ImportError):

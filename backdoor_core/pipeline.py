@@ -283,11 +283,16 @@ class KeptSteps:
     def folder(
         self, name: str, write: Callable[[Path], None], reads: frozenset[str] | None
     ) -> Path:
-        """The step's folder, from the store, or written there now."""
+        """The step's folder, from the store, or written there now; its facts say what it was made of."""
         read = frozenset(f for f, hooks in self.readers.items() if not hooks or name in hooks)
         inputs = {k: v for k, v in self.inputs.items() if not k or reads is None or k in reads}
-        key = digest("step", name, self.spec.identity(read), inputs)
-        return self.shelf.ensured(key, write)
+        identity = self.spec.identity(read)
+
+        def told(folder: Path) -> dict[str, Any]:
+            write(folder)
+            return {"step": {"name": name, "method": identity, "inputs": inputs}}
+
+        return self.shelf.ensured(digest("step", name, identity, inputs), told)
 
 
 class Workshop:

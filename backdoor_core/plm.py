@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from backdoor_core.errors import ConfigError, DataError, error_class
+from backdoor_core.artifact_check import check_model_folder
+from backdoor_core.errors import ConfigError, DataError, UnsafeArtifactError, error_class
 from backdoor_core.method import Method
 from backdoor_core.rng import derive
 
@@ -53,7 +54,7 @@ class PLMSource(Method):
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError unless `folder` holds a config, safetensors weights and a tokenizer."""
+    """Raises ConfigError unless `folder` holds a config, safetensors weights and a tokenizer, all of them data."""
     if not folder.is_dir():
         raise ConfigError(f"no such model folder: {folder}")
     if not (folder / "config.json").is_file():
@@ -68,6 +69,10 @@ def check_folder(folder: Path) -> None:
             f"{folder} has no safetensors weights; convert them with "
             "model.save_pretrained(folder) (pickled weights are never read)"
         )
+    try:
+        check_model_folder(folder)
+    except UnsafeArtifactError as error:
+        raise ConfigError(f"{folder} was refused: {error}") from error
 
 
 def seeded(seed: int, *names: str | int) -> None:
@@ -180,7 +185,11 @@ def opened(kind: Any, folder: Path, **settings: Any) -> Any:
     quiet_transformers()
     try:
         return kind.from_pretrained(
-            str(folder), dtype=torch.float32, trust_remote_code=False, **settings
+            str(folder),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **settings,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if error_class(error) == "oom":

@@ -26,7 +26,6 @@ def rewritten(texts: Sequence[str], folder: Path, *, max_tokens: int, beams: int
         AutoModelForSeq2SeqLM,
         folder,
         output_loading_info=True,
-        use_safetensors=True,
     )
     if facts["missing_keys"]:
         raise ConfigError(

@@ -8,7 +8,6 @@ reader sees a whole one or none; it is verified on every read, and a damaged one
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,12 +22,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from backdoor_core.errors import ConfigError, DamagedArtifactError, StorageError, SweepError
+from backdoor_core.artifact_check import (
+    MANIFEST,
+    check_contents,
+    check_names,
+    check_tree,
+    sealed,
+    unsealed,
+)
+from backdoor_core.errors import (
+    ConfigError,
+    DamagedArtifactError,
+    StorageError,
+    SweepError,
+    UnsafeArtifactError,
+)
 from backdoor_core.fingerprint import file_sha256
 
 _LOG = logging.getLogger(__name__)
-MANIFEST = "artifact-manifest.json"
-"""Beside an artifact's files; no file of a model is called so."""
+__all__ = ["MANIFEST", "ArtifactStore", "Folder", "Shelf"]
 _ASIDE = "damaged"
 
 
@@ -194,22 +206,27 @@ class ArtifactStore:
         """A local folder with the artifact's files, verified now.
 
         Raises StorageError where there is none, DamagedArtifactError where a file's SHA-256 differs from
-        its manifest's (the artifact has then been set aside).
+        its manifest's, and UnsafeArtifactError where it holds what is never loaded (see `artifact_check`); the
+        artifact has then been set aside.
         """
         place = self._place(key)
         try:
-            manifest = json.loads(self.folder.read(f"{place}/{MANIFEST}"))
-            files: dict[str, str] = dict(manifest["files"])
-            dict(manifest["facts"])
+            files: dict[str, str] = unsealed(self.folder.read(f"{place}/{MANIFEST}"))["files"]
+            check_names(files)
             local = (
                 Path(self.folder.path(place))
                 if self.folder.is_local
                 else self._fetched(place, files)
             )
+            root = Path(self.folder.root) if self.folder.is_local else local.parent
+            check_tree(local, files, root=root, alone=self.folder.is_local)
             for name, sha in files.items():
-                if file_sha256(local / self._inside(name)) != sha:
+                if file_sha256(local / name) != sha:
                     raise ValueError(f"SHA-256 of {name} is not the published one")
+            check_contents(local, files)
             return local
+        except UnsafeArtifactError as error:
+            raise self._unsafe(key, place, str(error)) from error
         except FileNotFoundError as error:
             raise self._damaged(key, place, f"a file is missing: {error}") from error
         except StorageError as error:
@@ -227,17 +244,19 @@ class ArtifactStore:
             f"artifact {key[:12]} was damaged ({why}); set aside as {self.folder.url}/{aside}"
         )
 
-    @staticmethod
-    def _inside(name: str) -> str:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"a manifest names a file outside its artifact: {name!r}")
-        return name
+    def _unsafe(self, key: str, place: str, why: str) -> UnsafeArtifactError:
+        """Set aside like a damaged one, but never built again unasked: who put it there is worth a question."""
+        aside = self.folder.set_aside(place)
+        return UnsafeArtifactError(
+            f"artifact {key[:12]} was refused: {why}; nothing of it was loaded. It was set aside as "
+            f"{self.folder.url}/{aside}; if you trust this store all the same, run again to build it anew"
+        )
 
     def _fetched(self, place: str, files: dict[str, str]) -> Path:
         cache = Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / "backdoor-sweeps-cache"
         local = cache / hashlib.sha256(f"{self.folder.url}/{place}".encode()).hexdigest()
         for name, sha in files.items():
-            target = local / self._inside(name)
+            target = local / name
             if not target.is_file() or file_sha256(target) != sha:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -247,7 +266,7 @@ class ArtifactStore:
 
     def facts(self, key: str) -> dict[str, Any]:
         """What the builder wrote down beside the files (seconds, device, counts)."""
-        return dict(json.loads(self.folder.read(f"{self._place(key)}/{MANIFEST}"))["facts"])
+        return dict(unsealed(self.folder.read(f"{self._place(key)}/{MANIFEST}"))["facts"])
 
     def put(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> bool:
         """Publishes an artifact; `write` fills an empty local folder and may return facts (JSON).
@@ -263,7 +282,7 @@ class ArtifactStore:
                     return False
                 for file in manifest["files"]:
                     self.folder.write(f"{place}/{file}", (Path(name) / file).read_bytes())
-                self.folder.write(f"{place}/{MANIFEST}", json.dumps(manifest).encode())
+                self.folder.write(f"{place}/{MANIFEST}", sealed(manifest))
             return True
         target = Path(self.folder.path(place))
         aside = Path(self.folder.path(f"tmp/{key[:16]}-{uuid.uuid4().hex}"))
@@ -272,7 +291,7 @@ class ArtifactStore:
         try:
             with _storage_errors(self.folder.url):
                 manifest = self._filled(aside, write)
-                (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+                (aside / MANIFEST).write_bytes(sealed(manifest))
                 target.parent.mkdir(parents=True, exist_ok=True)
             return self._published(key, aside, target)
         finally:

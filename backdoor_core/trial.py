@@ -31,6 +31,7 @@ from backdoor_core.evaluation import (
 from backdoor_core.fingerprint import code_fingerprint
 from backdoor_core.pipeline import SCORED_SPLITS, Observations, Pipeline, Workshop
 from backdoor_core.record import Metric, TrialRecord
+from backdoor_core.redact import redacted
 from backdoor_core.spec import TrialSpec, canonical_json, digest
 from backdoor_core.tuning import deciding
 
@@ -423,7 +424,7 @@ def failed(
     return replace(
         started(spec, attempt=attempt, sweep=sweep, log=log),
         error_class=error_class(error),
-        error=text,
+        error=redacted(text),
     )
 
 

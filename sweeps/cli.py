@@ -12,12 +12,16 @@ import click
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
+from backdoor_core.redact import redacted
+from sweeps.cluster_cli import cluster, submit
+from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
     from analysis.examples import TrialExamples
     from analysis.table import ResultTable
     from backdoor_core.ledger import Ledger
     from backdoor_core.store import ArtifactStore
+    from sweeps.claims import Claims
     from sweeps.config import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,7 +38,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except SweepError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {redacted(str(error))}", err=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -53,6 +57,8 @@ def _sweep_options(command: F) -> F:
         click.option("--smoke", is_flag=True, help="The same sweep on few rows with `tiny`."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
                      help="Change a value of the file, e.g. training.epochs=1."),
+        click.option("--data", multiple=True, metavar="DIR",
+                     help="A folder outside that of the file that its paths may lead into (repeat it)."),
         click.argument("file", type=click.Path(path_type=Path)),
     ):  # fmt: skip
         command = decorate(command)
@@ -70,14 +76,32 @@ def _place_options(command: F) -> F:
     return command
 
 
+def _trust_options(command: F) -> F:
+    """What a trial of a ledger may do: an output folder can come from anyone."""
+    for decorate in (
+        click.option("--data", multiple=True, metavar="DIR",
+                     help="A folder that the trial's paths may lead into (repeat it)."),
+        click.option("--trust-code", is_flag=True,
+                     help="Run the code of users' own files that the ledger names."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def _json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def _loaded(file: Path, overrides: tuple[str, ...], smoke: bool, tune: bool = False) -> Sweep:
+def _loaded(
+    file: Path,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    data: tuple[str, ...],
+    tune: bool = False,
+) -> Sweep:
     from sweeps.config import load_sweep
 
-    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune)
+    return load_sweep(file, overrides=overrides, smoke=smoke, tune=tune, data=data)
 
 
 def _places(
@@ -88,6 +112,19 @@ def _places(
     return opened(store or default_store(), out or Path("runs") / sweep_name, to_write=to_write)
 
 
+def _run_options(command: F) -> F:
+    """How a run goes, of the commands that run something."""
+    from sweeps.interruption import GRACE_S
+
+    for decorate in (
+        click.option("--grace", "grace_s", type=click.FloatRange(min=0), default=GRACE_S, show_default=True,
+                     help="Seconds that running jobs have to end after Ctrl-C or SIGTERM."),
+        click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
     click.echo(json.dumps(value, indent=2) if as_json else text)
 
@@ -95,9 +132,11 @@ def _say(as_json: bool, value: dict[str, Any] | list[Any], text: str) -> None:
 @main.command()
 @_sweep_options
 @_json_option
-def validate(file: Path, overrides: tuple[str, ...], smoke: bool, as_json: bool) -> None:
+def validate(
+    file: Path, overrides: tuple[str, ...], smoke: bool, data: tuple[str, ...], as_json: bool
+) -> None:
     """Check a sweep file: names, settings, values. Nothing is loaded or run."""
-    sweep = _loaded(file, overrides, smoke)
+    sweep = _loaded(file, overrides, smoke, data)
     counts = {
         "tasks": len(sweep.tasks), "plms": len(sweep.plms), "attacks": len(sweep.attacks),
         "defenses": len(sweep.defenses), "seeds": len(sweep.seeds),
@@ -122,6 +161,7 @@ def plan(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     as_json: bool,
@@ -130,7 +170,7 @@ def plan(
     from sweeps.estimate import estimated
     from sweeps.plan import plan_sweep
 
-    sweep = _loaded(file, overrides, smoke)
+    sweep = _loaded(file, overrides, smoke, data)
     artifacts, ledger = _places(sweep.name, store, out, to_write=False)
     estimate = estimated(plan_sweep(sweep, artifacts, ledger), ledger)
     _say(as_json, estimate.as_dict(), estimate.as_text())
@@ -139,7 +179,7 @@ def plan(
 @main.command()
 @_sweep_options
 @_place_options
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 @click.option(
     "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
 )
@@ -147,13 +187,17 @@ def run(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> None:
     """Run a sweep; run it again to go on, or to find that all is done."""
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, None, local, max_hours))
+    sys.exit(
+        _run(_loaded(file, overrides, smoke, data), out, store, None, local, grace_s, max_hours)
+    )
 
 
 @main.command()
@@ -165,7 +209,7 @@ def run(
               help="Settings that a study tries where each needs a new fit.")  # fmt: skip
 @click.option("--sampler", metavar="NAME", default=None,
               help="Optuna's sampler for these: tpe, nsga2, gp, random or grid.")  # fmt: skip
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 @click.option(
     "--max-hours", type=click.FloatRange(min=0), default=None, help="Start no job after this long."
 )
@@ -173,12 +217,14 @@ def tune(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     modes: tuple[str, ...],
     trials: int | None,
     sampler: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> None:
     """Run a sweep with its defenses tuned, also where the file does not say `tune`.
@@ -194,8 +240,8 @@ def tune(
         given += [f"tuning.trials={trials}", "tuning.seconds=null"]
     if sampler is not None:
         given.append(f"tuning.sampler={sampler}")
-    sweep = _loaded(file, (*given, *overrides), smoke, tune=True)
-    sys.exit(_run(sweep, out, store, None, local, max_hours))
+    sweep = _loaded(file, (*given, *overrides), smoke, data, tune=True)
+    sys.exit(_run(sweep, out, store, None, local, grace_s, max_hours))
 
 
 @main.command()
@@ -203,26 +249,30 @@ def tune(
 @_place_options
 @click.option("--failed", "error_class", required=True, is_flag=False, flag_value="all",
               metavar="[CLASS]", help="Run failed trials again: all, or one error class.")  # fmt: skip
-@click.option("--local", is_flag=True, help="Run the jobs in this process, without Ray.")
+@_run_options
 def rerun(
     file: Path,
     overrides: tuple[str, ...],
     smoke: bool,
+    data: tuple[str, ...],
     out: str | None,
     store: str | None,
     error_class: str,
     local: bool,
+    grace_s: float,
 ) -> None:
     """Run failed trials of a sweep again, as a new attempt: sweeps rerun FILE --failed [CLASS].
 
-    CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, data, config,
-    dependency, bug); without it all failed trials run.
+    CLASS is the error class that `sweeps status` prints (oom, nan, timeout, lost, storage, unsafe, data,
+    config, dependency, bug); without it all failed trials run.
     """
     from backdoor_core.errors import ERROR_CLASSES, ConfigError, unknown_name
 
     if error_class not in (*ERROR_CLASSES, "all"):
         raise ConfigError(unknown_name("error class", error_class, (*ERROR_CLASSES, "all")))
-    sys.exit(_run(_loaded(file, overrides, smoke), out, store, error_class, local, None))
+    sys.exit(
+        _run(_loaded(file, overrides, smoke, data), out, store, error_class, local, grace_s, None)
+    )
 
 
 def _run(
@@ -231,29 +281,59 @@ def _run(
     store: str | None,
     rerun_class: str | None,
     local: bool,
+    grace_s: float,
     max_hours: float | None,
 ) -> int:
     """Plans, says so, runs; returns the exit code."""
+    from sweeps.elsewhere import claims_of
+
+    artifacts, ledger = _places(sweep.name, store, out)
+    # Other drivers must see this one before it plans: what they do after that, it will look for.
+    with claims_of(artifacts, ledger) as claims:
+        return _planned_and_run(
+            sweep, artifacts, ledger, rerun_class, local, grace_s, max_hours, claims
+        )
+
+
+def _planned_and_run(
+    sweep: Sweep,
+    artifacts: ArtifactStore,
+    ledger: Ledger,
+    rerun_class: str | None,
+    local: bool,
+    grace_s: float,
+    max_hours: float | None,
+    claims: Claims,
+) -> int:
     from rich.console import Console
 
+    from sweeps.elsewhere import Elsewhere
     from sweeps.estimate import estimated
     from sweeps.inspect import note_run, note_store
     from sweeps.plan import plan_sweep
     from sweeps.run import record_skipped, run_plan
 
     console = Console(stderr=False, highlight=False, soft_wrap=True)
-    artifacts, ledger = _places(sweep.name, store, out)
     note_store(ledger.out, artifacts.folder.url)
     made = plan_sweep(sweep, artifacts, ledger, rerun=rerun_class)
     note_run(ledger.out, sweep, made.tasks.values())
     click.echo(estimated(made, ledger).as_text())
     if not made.jobs and not made.studies:
-        record_skipped(made, ledger)
+        record_skipped(made, ledger, Elsewhere(claims, artifacts, ledger))
         click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
-    result = run_plan(made, artifacts, ledger, console, local=local, max_hours=max_hours)
+    result = run_plan(
+        made,
+        artifacts,
+        ledger,
+        console,
+        local=local,
+        max_hours=max_hours,
+        grace_s=grace_s,
+        claims=claims,
+    )
     return _ended(result, len(made.failed), ledger)
 
 
@@ -338,6 +418,8 @@ def list_methods(family: str, as_json: bool) -> None:
 @click.option(
     "--store", default=None, help="Artifact store of the texts (default: that of the run)."
 )
+@click.option("--trust-code", is_flag=True,
+              help="Run the code of users' own files that the ledger names, for their texts.")  # fmt: skip
 def report(
     outs: tuple[str, ...],
     destination: Path | None,
@@ -347,6 +429,7 @@ def report(
     metric: str,
     no_examples: bool,
     store: str | None,
+    trust_code: bool,
 ) -> None:
     """Write report.html, summary.csv and summary.md.
 
@@ -365,7 +448,7 @@ def report(
     if svg is not None or cd is not None:
         require_matplotlib()
     results = analysis.load(outs)
-    examples, note = ([], "") if no_examples else _examples(results, outs, store)
+    examples, note = ([], "") if no_examples else _examples(results, outs, store, trust_code)
     path = reports.write_report(
         results, destination, metric=metric, examples=examples, examples_note=note
     )
@@ -377,13 +460,13 @@ def report(
 
 
 def _examples(
-    results: ResultTable, outs: tuple[str, ...], store: str | None
+    results: ResultTable, outs: tuple[str, ...], store: str | None, trust_code: bool
 ) -> tuple[list[TrialExamples], str]:
     """The texts of the trials that a report drills down to, as the stores of the runs have them."""
     from analysis.examples import TrialExamples, chosen_rows
     from sweeps.examples import gathered, stores_of
 
-    found, note = gathered(chosen_rows(results), stores_of(outs, store))
+    found, note = gathered(chosen_rows(results), stores_of(outs, store), trust_code=trust_code)
     return [TrialExamples.of(value) for value in found], note
 
 
@@ -411,11 +494,15 @@ def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: b
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
-def export(key: str, folder: Path, out: str, store: str | None) -> None:
+@_trust_options
+def export(
+    key: str, folder: Path, out: str, store: str | None, data: tuple[str, ...], trust_code: bool
+) -> None:
     """Write a trial's repaired model to FOLDER, with a card of what was done."""
-    from sweeps.export import export_model
+    from sweeps.export import Trust, export_model
 
-    click.echo(f"model: {export_model(Path(out), key, folder, store)}")
+    trust = Trust(code=trust_code, data=data)
+    click.echo(f"model: {export_model(Path(out), key, folder, store, trust)}")
 
 
 @main.command()
@@ -423,14 +510,33 @@ def export(key: str, folder: Path, out: str, store: str | None) -> None:
 @click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
 @click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
+@_trust_options
 @_json_option
-def predict(key: str, texts: Any, out: str, store: str | None, as_json: bool) -> None:
+def predict(
+    key: str,
+    texts: Any,
+    out: str,
+    store: str | None,
+    data: tuple[str, ...],
+    trust_code: bool,
+    as_json: bool,
+) -> None:
     """Classify lines of text (a file, or standard input) through a trial's guard."""
-    from sweeps.export import answers
+    from sweeps.export import Trust, answers
 
-    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store):
+    trust = Trust(code=trust_code, data=data)
+    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store, trust):
         if as_json:
             click.echo(json.dumps(answer))
         else:
             label = "refused" if answer["refused"] else answer["label_name"]
             click.echo(f"{label}\t{answer['text']}")
+
+
+main.add_command(gc)
+main.add_command(doctor)
+main.add_command(submit)
+main.add_command(cluster)
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from backdoor_core.plm import PLMSource
 from backdoor_core.space import Dimension, Range, axes
 from backdoor_core.spec import Precision, TrainingSettings, canonical_json
 from backdoor_core.task import Task
+from sweeps.data_folders import DataFolders, named_folders
 from sweeps.source import Keys, Source, read_source
 from sweeps.tuning_settings import SMOKE, TuningSettings, is_post_hoc, searched_space, strength
 
@@ -144,13 +146,19 @@ class Sweep:
 
 
 def load_sweep(
-    path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False, tune: bool = False
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    tune: bool = False,
+    data: Sequence[str | Path] = (),
 ) -> Sweep:
     """The sweep in a YAML file.
 
     `overrides` change values before they are checked (`training.epochs=1`, `defenses.1.mixing_ratio=[0.1, 0.2]`).
     `smoke` gives the same sweep on few rows with the PLM `tiny`: one epoch, one seed, at most two values an axis.
-    With `tune` every defense that declares a space is tuned, also where the file does not ask for it. Raises
+    With `tune` every defense that declares a space is tuned, also where the file does not ask for it. Paths in the file
+    may lead into its own folder, into the folders `data`, and into those that BACKDOOR_SWEEPS_DATA names. Raises
     ConfigError with all mistakes that were found, one a line.
     """
     file = Path(path).expanduser().resolve()
@@ -160,9 +168,12 @@ def load_sweep(
             f"{source.name}: expected settings such as name, tasks, plms, attacks and defenses, "
             f"got {'nothing' if source.value is None else type(source.value).__name__}"
         )
-    sweep = _Reader(source=source, folder=file.parent, smoke=smoke, tune=tune).sweep(file)
+    folders = DataFolders(own=file.parent, named=named_folders(data))
+    sweep = _Reader(source=source, folders=folders, smoke=smoke, tune=tune).sweep(file)
     changes = [word for one in overrides for word in ("--set", one)]
-    words = ["tune" if tune else "run", file.name, *changes, *(["--smoke"] if smoke else [])]
+    read = [word for one in folders.used for word in ("--data", os.path.relpath(one, file.parent))]
+    words = ["tune" if tune else "run", file.name, *read, *changes]
+    words += ["--smoke"] if smoke else []
     return replace(sweep, command=tuple(words))
 
 
@@ -182,7 +193,7 @@ class _Reader:
     """One file being read; `problems` grows, and at the end there is a sweep or an error."""
 
     source: Source
-    folder: Path
+    folders: DataFolders
     smoke: bool
     tune: bool = False
     problems: list[str] = field(default_factory=list)
@@ -469,7 +480,10 @@ class _Reader:
             return []
         named = (*keys, "name") if isinstance(entry, dict) else keys
         if name.endswith(".py"):
-            name = str(self._absolute(name))
+            file = self._absolute(name, named)
+            if file is None:  # nothing of it is run
+                return []
+            name = str(file)
         try:
             method = catalog.method_class(family, name)
         except ConfigError as error:
@@ -514,7 +528,9 @@ class _Reader:
             self._problem(keys, str(error).removeprefix(f"{key}: "))
             return []
         if key in method.path_fields():
-            return [str(self._absolute(one)) if isinstance(one, str) else one for one in values]
+            paths = [self._absolute(o, keys) if isinstance(o, str) else o for o in values]
+            refused = None in paths and None not in values
+            return [] if refused else [str(o) if isinstance(o, Path) else o for o in paths]
         return values
 
     def _made(
@@ -533,9 +549,18 @@ class _Reader:
                 self._problem((*keys, *inside), message)
             return None
 
-    def _absolute(self, written: str) -> Path:
-        """A path of the user's; a relative one is relative to the sweep file."""
-        return (self.folder / Path(written).expanduser()).resolve()
+    def _absolute(self, written: str, keys: Keys) -> Path | None:
+        """A path of the user's; a relative one is relative to the sweep file. None where the file may not name it.
+
+        A path in `--set` is of the command line, and may lead anywhere.
+        """
+        path = (self.folders.own / Path(written).expanduser()).resolve()
+        if any(keys[:length] in self.source.changed for length in range(1, len(keys) + 1)):
+            return path
+        if refusal := self.folders.refusal(path):
+            self._problem(keys, refusal)
+            return None
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,15 @@ import pyarrow as pa
 
 from backdoor_core.corpus import Corpus
 from backdoor_core.defense import Decision
-from backdoor_core.errors import SweepError
+from backdoor_core.errors import ConfigError, SweepError
 from backdoor_core.evaluation import fixed_target
 from backdoor_core.pipeline import SCORED_SPLITS, Observations, Pipeline, Workshop
 from backdoor_core.spec import digest
 from backdoor_core.store import ArtifactStore, Folder, Shelf
-from backdoor_core.trial import decider, spec_of
+from backdoor_core.trial import decider
 from sweeps.inspect import noted_store
 from sweeps.plan import default_store
+from sweeps.trust import trusted_spec
 
 TEXTS = 5
 """Texts of each kind and trial."""
@@ -60,7 +61,11 @@ def stores_of(outs: Iterable[str | Path], store: str | None = None) -> list[Arti
 
 
 def gathered(
-    rows: Iterable[Mapping[str, Any]], stores: Sequence[ArtifactStore], texts: int = TEXTS
+    rows: Iterable[Mapping[str, Any]],
+    stores: Sequence[ArtifactStore],
+    texts: int = TEXTS,
+    *,
+    trust_code: bool = False,
 ) -> tuple[list[dict[str, Any]], str]:
     """The texts of the trials of these rows as plain values, and a sentence on those that have none ("" for none).
 
@@ -72,7 +77,7 @@ def gathered(
     found, reasons, asked = [], Counter[str](), 0
     for row in rows:
         asked += 1
-        value, reason = _first(row, archives, texts)
+        value, reason = _first(row, archives, texts, trust_code)
         if value is None:
             reasons[reason] += 1
         else:
@@ -84,11 +89,17 @@ def gathered(
 
 
 def _first(
-    row: Mapping[str, Any], archives: Sequence[_Archive], texts: int
+    row: Mapping[str, Any], archives: Sequence[_Archive], texts: int, trust_code: bool
 ) -> tuple[dict[str, Any] | None, str]:
     """What the first store that has everything gives, or why none does."""
     try:
-        pipeline = Pipeline(spec_of(row))
+        spec = trusted_spec(row, trust_code=trust_code, reads=False)
+    except ConfigError:
+        return None, "they need code of a user's own file, which runs with --trust-code"
+    except ValueError:
+        return None, "made by another version of the project"
+    try:
+        pipeline = Pipeline(spec)
         known = digest("attacked", pipeline.undefended.victim_key, pipeline.triggers_key)
     except (SweepError, ValueError):
         return None, "made by another version of the project"

@@ -6,6 +6,7 @@ A repaired model is not stored: it is made again from the stored victim, by the 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,45 @@ from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError, StorageError
 from backdoor_core.pipeline import Pipeline, Workshop
 from backdoor_core.store import ArtifactStore, Folder
-from backdoor_core.trial import decider, spec_of
+from backdoor_core.trial import decider
 from sweeps.inspect import find_trial, noted_store
 from sweeps.plan import default_store
+from sweeps.trust import trusted_spec
 
 CARD = "README.md"
 
 
-def _opened(out: Path, key: str, store: str | None) -> tuple[Workshop, Pipeline, dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What the user lets a trial of a ledger do: run code of users' files, read in these folders."""
+
+    code: bool = False
+    data: tuple[str, ...] = ()
+
+
+def _opened(
+    out: Path, key: str, store: str | None, trust: Trust
+) -> tuple[Workshop, Pipeline, dict[str, Any]]:
     """The workshop and pipeline of a trial that went well, on the threads that it ran with."""
     import torch
 
     folder, row = find_trial(out, key)
     if row["status"] != "ok":
         raise ConfigError(f"trial {key} is {row['status']}: {row['error']}; it left no guard")
+    spec = trusted_spec(row, trust_code=trust.code, data=trust.data)
     torch.set_num_threads(int(row["threads"] or 1))
     place = store or noted_store(Folder(folder)) or default_store()
-    return Workshop(ArtifactStore(place)), Pipeline(spec_of(row)), row
+    return Workshop(ArtifactStore(place)), Pipeline(spec), row
 
 
-def export_model(out: Path, key: str, folder: Path, store: str | None = None) -> Path:
+def export_model(
+    out: Path, key: str, folder: Path, store: str | None = None, trust: Trust | None = None
+) -> Path:
     """Writes the model after all repairs as `save_pretrained` leaves it, and a card beside it.
 
     Raises ConfigError for an unknown trial, StorageError where the folder is not empty or not writable.
     """
-    workshop, pipeline, row = _opened(out, key, store)
+    workshop, pipeline, row = _opened(out, key, store, trust or Trust())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"{folder} is there already; name a new or empty folder")
     victim, _ = workshop.repaired(pipeline)
@@ -79,13 +94,17 @@ def _card(row: dict[str, Any], pipeline: Pipeline) -> str:
 
 
 def answers(
-    out: Path, key: str, lines: list[str], store: str | None = None
+    out: Path,
+    key: str,
+    lines: list[str],
+    store: str | None = None,
+    trust: Trust | None = None,
 ) -> list[dict[str, Any]]:
     """The guard's answer for each line: label, its name, and whether it was refused or altered.
 
     A text pair is one line with a tab between the two texts. Raises ConfigError.
     """
-    workshop, pipeline, _ = _opened(out, key, store)
+    workshop, pipeline, _ = _opened(out, key, store, trust or Trust())
     data = workshop.task_data(pipeline)
     rows = [_row(line, pairs=data.splits["test"].has_pairs) for line in lines]
     if not rows:

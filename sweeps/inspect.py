@@ -17,6 +17,7 @@ from backdoor_core.method import Family
 from backdoor_core.store import Folder
 from backdoor_core.task import TaskData
 from sweeps.config import Sweep
+from sweeps.trust import printable, trusted_store
 
 _SHOWN_FAILURES = 20
 KEY_LETTERS = 12
@@ -26,6 +27,8 @@ STORE_NOTE = "store.txt"
 """The file in an output folder that names the artifact store of its last run."""
 SWEEP_NOTE = "sweep.yaml"
 """The sweep file of the last run, as it was."""
+LOGS = "logs"
+"""The folder in an output folder that holds the logs of jobs."""
 RUN_NOTE = "run.json"
 """The command of the last run, and hashes of what it read; `analysis.facts` reads it."""
 
@@ -82,8 +85,11 @@ def _note(out: Folder, name: str, content: bytes) -> None:
 
 
 def noted_store(out: Folder) -> str | None:
-    """The store of the last run into `out`; None where nothing was noted."""
-    return out.read(STORE_NOTE).decode() if out.exists(STORE_NOTE) else None
+    """The store of the last run into `out`; None where nothing was noted.
+
+    Raises ConfigError where the note is none that a run writes: it is a file that may come from elsewhere.
+    """
+    return trusted_store(out.read(STORE_NOTE), out.url) if out.exists(STORE_NOTE) else None
 
 
 def note_run(out: Folder, sweep: Sweep, tasks: Iterable[TaskData]) -> None:
@@ -181,9 +187,12 @@ def find_trial(out: Path, key: str) -> tuple[Path, dict[str, Any]]:
 def log_text(out: Path, key: str) -> str:
     """The log of the job that made a trial. Raises ConfigError where it has none."""
     folder, row = find_trial(out, key)
-    if not row["log"] or not (folder / row["log"]).is_file():
+    log = folder / str(row["log"] or "")
+    if row["log"] and not log.resolve().is_relative_to((folder / LOGS).resolve()):
+        raise ConfigError(f"trial {key} names a log outside {folder / LOGS}; nothing was read")
+    if not row["log"] or not log.is_file():
         raise ConfigError(f"trial {key} has no log in {folder} (it never started, or was skipped)")
-    return str((folder / row["log"]).read_text(encoding="utf-8"))
+    return printable(log.read_text(encoding="utf-8", errors="replace"))
 
 
 def methods_of(plural: str) -> list[dict[str, Any]]:

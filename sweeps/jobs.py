@@ -20,6 +20,7 @@ from backdoor_core.parts import batches_in_parts
 from backdoor_core.pipeline import Workshop
 from backdoor_core.plm import quiet_transformers
 from backdoor_core.record import Metric, TrialRecord
+from backdoor_core.redact import redacted
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
@@ -137,7 +138,8 @@ def _run_trials(
 
 
 def _worded(error: Exception) -> str:
-    return str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"
+    return redacted(text)
 
 
 def _use_threads(threads: int) -> None:
@@ -158,6 +160,13 @@ def _release_memory() -> None:
     give_freed_memory_back()
 
 
+class _Redacting(logging.Formatter):
+    """Lines without secrets: an exception's message may hold a URL with credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextmanager
 def _logged(out: str, name: str) -> Iterator[None]:
     """Sends this project's log lines to the job's file, where the output folder is a local one."""
@@ -167,7 +176,7 @@ def _logged(out: str, name: str) -> Iterator[None]:
     path = Path(out) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("backdoor_core")
     before = logger.level
     logger.addHandler(handler)

@@ -61,6 +61,8 @@ class Plan:
     tasks: dict[str, TaskData] = field(default_factory=dict)
     """The data of each task, by its key."""
     notices: list[str] = field(default_factory=list)
+    in_store: dict[str, bool] = field(default_factory=dict)
+    """Whether the store had an artifact when the plan first asked, by its key."""
 
     @property
     def cells(self) -> int:
@@ -195,10 +197,11 @@ def automatic_precision(gpu: float, plm: PLMSource) -> Precision:
     """
     if plm.preferred_precision == "float32":
         return "float32"
-    return "bf16" if gpu > 0 or _cpu_flags() & BF16_CPU_FLAGS else "float32"
+    return "bf16" if gpu > 0 or cpu_flags() & BF16_CPU_FLAGS else "float32"
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """The features of this machine's CPUs, as Linux names them."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):
@@ -260,17 +263,18 @@ def needs_of(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> frozenset[
     """The keys of the jobs that one trial needs done first; adds those to the plan that are not held or there."""
     spec = pipeline.spec
     prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
-                    pipeline.twin.spec, frozenset(), _held(store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
+                    pipeline.twin.spec, frozenset(),
+                    _held(plan, store, pipeline.plm_key, pipeline.tokens_key))  # fmt: skip
     needs = {prepared}
     if pipeline.attack.gathers:
         needs.add(_job(plan, "prepare", pipeline.gathered_key,
                        f"{spec.attack.name} for {spec.task.name}", pipeline.undefended.spec,
-                       frozenset({prepared}), _held(store, pipeline.gathered_key)))  # fmt: skip
+                       frozenset({prepared}), _held(plan, store, pipeline.gathered_key)))  # fmt: skip
     stamped = frozenset(needs)
     if pipeline.supplied_key != pipeline.plm_key:
         needs.add(_job(plan, "prepare", pipeline.supplied_key,
                        f"{spec.plm.name} altered by {_attack_label(spec)}", pipeline.undefended.spec,
-                       frozenset({prepared}), _held(store, pipeline.supplied_key)))  # fmt: skip
+                       frozenset({prepared}), _held(plan, store, pipeline.supplied_key)))  # fmt: skip
     supplied = frozenset(needs)
     twin = _victim_job(plan, store, pipeline.twin, frozenset({prepared}))
     # An attacker who trains may start from the clean model.
@@ -280,7 +284,7 @@ def needs_of(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> frozenset[
     if type(pipeline.attack).prepare is not Attack.prepare:
         key = pipeline.twin.triggered_observed_key(pipeline.triggers_key)
         needs.add(_job(plan, "reference", key, f"clean twin on the triggers of {spec.attack.name}",
-                       pipeline.undefended.spec, stamped | {twin}, _held(store, key)))  # fmt: skip
+                       pipeline.undefended.spec, stamped | {twin}, _held(plan, store, key)))  # fmt: skip
     return frozenset(needs)
 
 
@@ -330,10 +334,10 @@ def _victim_job(
     artifacts = [pipeline.victim_key, pipeline.clean_observed_key]
     if type(pipeline.attack).prepare is not Attack.prepare:
         artifacts.append(pipeline.triggered_observed_key(pipeline.triggers_key))
-    if store.has(pipeline.victim_key):
+    if _held(plan, store, pipeline.victim_key):
         plan.cached_victims.add(pipeline.victim_key)
     return _job(plan, "victim", pipeline.victim_key, f"victim of {_attack_label(pipeline.spec)}",
-                pipeline.spec, before, _held(store, *artifacts))  # fmt: skip
+                pipeline.spec, before, _held(plan, store, *artifacts))  # fmt: skip
 
 
 def _job(
@@ -352,8 +356,16 @@ def _job(
     return key
 
 
-def _held(store: ArtifactStore, *keys: str) -> bool:
-    return all(store.has(key) for key in keys)
+def _held(plan: Plan, store: ArtifactStore, *keys: str) -> bool:
+    """Whether the store has all of them."""
+    return all(_in_store(plan, store, key) for key in keys)
+
+
+def _in_store(plan: Plan, store: ArtifactStore, key: str) -> bool:
+    """Asks for each artifact once: trials share what they need, and the store may be far away."""
+    if key not in plan.in_store:
+        plan.in_store[key] = store.has(key)
+    return plan.in_store[key]
 
 
 def _attack_label(spec: TrialSpec) -> str:

@@ -40,6 +40,8 @@ class Progress:
     running: dict[str, Job] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     failed_rows: int = 0
+    elsewhere: int = 0
+    """Jobs that another driver did."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,11 +68,16 @@ class Progress:
                 self._note(event, job, outcome)
         self._show(event)
 
+    def say(self, text: str) -> None:
+        """Tells the user something beside the counts."""
+        self.console.print(f"note: {text}", markup=False, highlight=False)
+
     def _note(self, event: str, job: Job, outcome: Outcome) -> None:
-        if event == "done":
+        self.elsewhere += outcome.elsewhere
+        if event == "done" and not outcome.elsewhere:
             self.seconds.setdefault(job.kind, []).append(outcome.seconds)
         for notice in outcome.notices if event != "dropped" else ():
-            self.console.print(f"note: {notice}", markup=False, highlight=False)
+            self.say(notice)
         if job.kind == "trial":
             # Without rows (a lost worker, a full disk, a failed victim) all that the job was for has failed.
             lost = outcome.error_class is not None and not outcome.rows
@@ -80,10 +87,6 @@ class Progress:
             self.failures.append(text)
             if len(self.failures) <= _SHOWN_FAILURES:
                 self.console.print(f"failed: {text}", markup=False, highlight=False, style="red")
-
-    def say(self, text: str) -> None:
-        """A line for the user, above the live view."""
-        self.console.print(text, markup=False, highlight=False)
 
     def left_s(self) -> float | None:
         """Seconds until the end, from the mean of the jobs that ended; None while a kind has no such mean."""
@@ -117,7 +120,9 @@ class Progress:
 
     def _line(self) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in self._counts())
-        return f"{counts}; {len(self.running)} running, {len(self.failures)} failed{self._left()}"
+        elsewhere = f", {self.elsewhere} done elsewhere" if self.elsewhere else ""
+        failed = f"{len(self.failures)} failed{elsewhere}{self._left()}"
+        return f"{counts}; {len(self.running)} running, {failed}"
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -125,6 +130,8 @@ class Progress:
             table.add_row(name, count)
         names = ", ".join(job.label for job in self.running.values())
         table.add_row("running", names or "-")
+        if self.elsewhere:
+            table.add_row("done elsewhere", str(self.elsewhere))
         table.add_row("failed", str(len(self.failures)) + self._left())
         return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,9 @@ from backdoor_core.record import TrialRecord
 from backdoor_core.spec import TrialSpec
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import skipped, started
+from sweeps.claims import Claims
 from sweeps.config import Sweep
+from sweeps.elsewhere import Elsewhere
 from sweeps.interruption import GRACE_S, Interruption, interruptible
 from sweeps.plan import Plan, jobs_of_study, needs_of
 from sweeps.progress import Progress
@@ -51,18 +54,22 @@ def run_plan(
     local: bool = False,
     max_hours: float | None = None,
     grace_s: float = GRACE_S,
+    claims: Claims | None = None,
 ) -> RunResult:
     """Runs the jobs of a plan, on Ray Tune or (`local`) in this process.
+
+    With `claims` (begun before the plan was made) other drivers may work on the same store and ledger meanwhile.
 
     Every pending trial that can have a row has one afterwards, unless the run ended early: its time was up, or it was
     interrupted (Ctrl-C or SIGTERM), and then running jobs had `grace_s` to end.
     """
     start = time.monotonic()
-    record_skipped(plan, ledger)
     progress = Progress(console)
-    searches = _searches(plan, store, ledger, progress)
+    gate = None if claims is None else Elsewhere(claims, store, ledger, progress.say)
+    record_skipped(plan, ledger, gate)
+    searches = _searches(plan, store, ledger, progress, gate)
     progress.coming = searches.coming
-    schedule = Schedule.of([*plan.jobs.values(), *searches.start()], progress, searches)
+    schedule = Schedule.of([*plan.jobs.values(), *searches.start()], progress, searches, gate)
     context = {
         "store": store.folder.url,
         "out": ledger.out.url,
@@ -76,8 +83,9 @@ def run_plan(
         except KeyboardInterrupt:
             schedule.closed = True
             _give_up(local)
-    _record_dropped(schedule, plan, ledger)
-    ledger.compact()
+    with nullcontext() if gate is None else gate.writing():
+        _record_dropped(schedule, plan, ledger, gate)
+        ledger.compact()
     ending: Literal["finished", "time", "interrupted"] = "finished"
     if schedule.open:
         ending = "interrupted" if interruption.asked else "time"
@@ -139,7 +147,9 @@ def _time_limit(start: float, max_hours: float | None) -> Callable[[], bool]:
     return lambda: time.monotonic() >= limit
 
 
-def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progress) -> Searches:
+def _searches(
+    plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progress, gate: Elsewhere | None
+) -> Searches:
     """The plan's open studies, with the journal of all in the output folder (where that is a local one)."""
 
     def inputs(spec: TrialSpec) -> tuple[frozenset[str], list[Job]]:
@@ -151,31 +161,36 @@ def _searches(plan: Plan, store: ArtifactStore, ledger: Ledger, progress: Progre
         if cause is None:
             return jobs_of_study(plan, store, study, specs)
         rows = [row for spec in specs for row in _failed_rows([spec], plan, cause)]
-        ledger.append(rows, {})
+        with nullcontext() if gate is None else gate.writing():
+            ledger.append(rows if gate is None else gate.unrecorded(rows), {})
         progress.failed_rows += len(rows)
         progress.failures.append(f"{study.label}: {cause.error_class}: {cause.error}")
         return []
 
-    written = ledger.out.is_local and (plan.studies or plan.ended)
+    written = ledger.out.is_local and bool(plan.studies or plan.ended)
+    written = written and (gate is None or gate.keeps_journal())
     journal = Journal(Path(ledger.out.path(JOURNAL)) if written else None)
     return Searches(plan.studies, plan.tried, ledger=ledger, store=store, sweep=plan.sweep.name,
-                    journal=journal, inputs=inputs, finals=finals, ended=plan.ended)  # fmt: skip
+                    journal=journal, inputs=inputs, finals=finals, ended=plan.ended, gate=gate)  # fmt: skip
 
 
-def record_skipped(plan: Plan, ledger: Ledger) -> None:
+def record_skipped(plan: Plan, ledger: Ledger, gate: Elsewhere | None = None) -> None:
     """A row for each trial that cannot be, once."""
-    known = set(ledger.table()["key"].to_pylist())
-    ledger.append(
-        [
-            skipped(plan.trials[key], reason, attempt=1, sweep=plan.sweep.name)
-            for key, reason in plan.skipped.items()
-            if key not in known
-        ],
-        {},
-    )
+    if not plan.skipped:
+        return
+    with nullcontext() if gate is None else gate.writing():
+        known = set(ledger.table()["key"].to_pylist())
+        ledger.append(
+            [
+                skipped(plan.trials[key], reason, attempt=1, sweep=plan.sweep.name)
+                for key, reason in plan.skipped.items()
+                if key not in known
+            ],
+            {},
+        )
 
 
-def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger) -> None:
+def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger, gate: Elsewhere | None) -> None:
     """Failed rows for the trials whose victim (or worker) failed: their cause is named."""
     causes: dict[str, Outcome] = dict(schedule.dropped)
     causes |= {
@@ -189,7 +204,7 @@ def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger) -> None:
         if schedule.jobs[key].kind == "trial"
         for record in _failed_rows(schedule.jobs[key].specs, plan, cause)
     ]
-    ledger.append(records, {})
+    ledger.append(records if gate is None else gate.unrecorded(records), {})
 
 
 def _failed_rows(specs: Sequence[TrialSpec], plan: Plan, cause: Outcome) -> Iterator[TrialRecord]:

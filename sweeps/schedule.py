@@ -65,6 +65,18 @@ class Outcome:
     notices: tuple[str, ...] = ()
     log: str | None = None
     answer: Mapping[str, Any] | None = None
+    elsewhere: bool = False
+    """Whether another driver has done the work."""
+
+
+class Gate(Protocol):
+    """Who may run a job, where several drivers share a store."""
+
+    def ask(self, job: Job) -> Job | Outcome | None:
+        """The job (what is left of it) where it may run here now, its outcome where it ended elsewhere, else None."""
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """The job that was asked for has ended."""
 
 
 class Feeder(Protocol):
@@ -79,6 +91,13 @@ class Feeder(Protocol):
     def more(self) -> Iterable[Job]:
         """Jobs that could run beside those that do, where nothing else is ready."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether jobs may come of `freed`, even when none is open."""
+
+    def freed(self) -> Iterable[Job]:
+        """Jobs of what another driver had, and has no more."""
+
 
 Listener = Callable[[str, Job, "Outcome | None"], None]
 """Called with `added`, `started`, `again`, `done`, `failed` or `dropped`, the job, and its outcome.
@@ -90,12 +109,14 @@ After `again` (it failed, and has another try) a job waits to be started anew.""
 class Schedule:
     """Jobs by state. A job is handed out once; those that need a failed one are dropped with its outcome.
 
-    A `feeder` adds jobs while the schedule runs.
+    A `feeder` adds jobs while the schedule runs. A job that the `gate` does not let through waits, and is
+    asked for again whenever one is taken.
     """
 
     jobs: dict[str, Job]
     listener: Listener | None = None
     feeder: Feeder | None = None
+    gate: Gate | None = None
     running: set[str] = field(default_factory=set)
     done: dict[str, Outcome] = field(default_factory=dict)
     failed: dict[str, Outcome] = field(default_factory=dict)
@@ -115,10 +136,14 @@ class Schedule:
 
     @classmethod
     def of(
-        cls, jobs: Iterable[Job], listener: Listener | None = None, feeder: Feeder | None = None
+        cls,
+        jobs: Iterable[Job],
+        listener: Listener | None = None,
+        feeder: Feeder | None = None,
+        gate: Gate | None = None,
     ) -> Schedule:
         """A schedule of `jobs`, in their order where several are ready."""
-        return cls({job.key: job for job in jobs}, listener, feeder)
+        return cls({job.key: job for job in jobs}, listener, feeder, gate)
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Takes in jobs; those that are known already stay as they are, those that need a failed one are dropped."""
@@ -146,7 +171,11 @@ class Schedule:
         if self.closed:
             return None
         found = self._first_free()
-        if found is None and self.feeder is not None:
+        if found is None and self.feeder is not None and self.feeder.waits:
+            self.add(self.feeder.freed())
+            found = self._first_free()
+        # Where nothing runs here, jobs that others hold are no reason to ask for more.
+        if found is None and self.feeder is not None and (self.running or self.gate is None):
             self.add(self.feeder.more())
             found = self._first_free()
         if found is not None:
@@ -162,13 +191,19 @@ class Schedule:
         while self._ready and found is None:
             place = heapq.heappop(self._ready)
             job = self.jobs[place[2]]
-            if job.group in busy:
+            answer = None if job.group in busy else self._asked(job)
+            if isinstance(answer, Job):
+                found = self.jobs[job.key] = answer
+            elif answer is None:
                 held.append(place)
             else:
-                found = job
+                self.complete(job.key, answer)
         for place in held:
             heapq.heappush(self._ready, place)
         return found
+
+    def _asked(self, job: Job) -> Job | Outcome | None:
+        return job if self.gate is None else self.gate.ask(job)
 
     def complete(self, key: str, outcome: Outcome) -> None:
         """Records how a running job ended, and offers or drops those that wait for it.
@@ -178,6 +213,8 @@ class Schedule:
         """
         self.running.discard(key)
         job = self.jobs[key]
+        if self.gate is not None:
+            self.gate.ended(job, outcome)
         failed = outcome.error_class if not outcome.rows else None
         if (
             failed is not None
@@ -236,4 +273,5 @@ class Schedule:
     @property
     def exhausted(self) -> bool:
         """Whether nothing can ever be handed out again."""
-        return self.closed or (not self.running and not self.open)
+        waits = self.feeder is not None and self.feeder.waits
+        return self.closed or (not self.running and not self.open and not waits)

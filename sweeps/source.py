@@ -89,8 +89,10 @@ def dotted(keys: Keys) -> str:
     return text
 
 
-def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+def read_source(path: Path, overrides: Sequence[str] = (), *, kind: str = "sweep file") -> Source:
     """The values of a YAML file, changed by `overrides` (`key.key=value`, in order).
+
+    `kind` is what a message about a missing file calls it.
 
     Raises ConfigError: no such file, not YAML, a duplicate key, an override that fits nowhere. Mistakes of one
     file are reported together, one a line.
@@ -98,7 +100,7 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no such sweep file: {path}") from None
+        raise ConfigError(f"no such {kind}: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
     source = Source(name=path.name, value=None)

@@ -12,11 +12,14 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sweeps.ray_access import ask_for_token, ensure_token, warn_of_open_cluster
+
 # Set before Ray is imported: it reads them once. The memory monitor is off because the error that it raises
-# ends the Tune driver; token authentication stays as Ray has it.
+# ends the Tune driver; token authentication is on, since Ray's ports listen on every address.
 QUIET_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -33,22 +36,26 @@ QUIET_ENVIRONMENT = {
 }
 for _name, _value in QUIET_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+ask_for_token()
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
-from ray.air.execution._internal.actor_manager import RayActorManager  # noqa: E402
-from ray.exceptions import OutOfMemoryError, RayActorError  # noqa: E402
-from ray.tune.experiment import Trial  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
+from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
+from sweeps.ended_trials import Unprinted  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
+from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
+from sweeps.spot import is_going  # noqa: E402
 
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
+LOOPBACK = "127.0.0.1"
+FIRST_NODE_S = 900.0
+"""How long a run waits for the first node of a cluster that started with its head alone."""
 
 
 def bundle(resources: Resources) -> dict[str, float]:
@@ -97,7 +104,7 @@ class _ReadyJobs(Searcher):
 
     def _lost(self, key: str, said: str) -> Outcome:
         """The outcome of a job whose worker died or was taken away."""
-        if _OUT_OF_MEMORY in said:
+        if OUT_OF_MEMORY in said:
             return Outcome(
                 error_class="oom", error="Ray ended the worker: its node was out of memory"
             )
@@ -123,43 +130,6 @@ class _ReadyJobs(Searcher):
         """Never used: resume is planning again."""
 
 
-_OUT_OF_MEMORY = "due to the node running low on memory"
-"""What Ray says of a worker that its memory monitor killed, in whatever error."""
-
-
-def _survive_the_memory_monitor() -> None:
-    """Lets Tune take a worker that Ray's memory monitor killed as one that was lost.
-
-    Ray 2.60 raises OutOfMemoryError for it, which is neither of the two kinds of errors that Tune's actor manager
-    knows: it would end the whole run. This is the one place where Tune looks.
-    """
-    original = RayActorManager._actor_task_failed
-
-    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = RayActorError(error_msg=f"killed {_OUT_OF_MEMORY}: {exception}")
-        original(self, tracked_actor_task, exception)
-
-    setattr(RayActorManager, original.__name__, failed)
-
-
-_survive_the_memory_monitor()
-
-
-class _Errors(FIFOScheduler):
-    """Notes why a trial failed, where the searcher reads it: Tune tells searchers only that it did."""
-
-    def __init__(self, noted: dict[str, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._noted = noted
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        file = trial.error_file
-        if file is not None and os.path.exists(file):
-            with open(file, encoding="utf-8", errors="replace") as stream:
-                self._noted[trial.trial_id] = stream.read()
-
-
 class _JobTrainable(tune.Trainable):
     """Runs one job a step, one step a trial; the process and its imports live on between trials."""
 
@@ -169,6 +139,9 @@ class _JobTrainable(tune.Trainable):
         self._job = json.loads(config["job"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if is_going():
+            # A reused actor escapes Ray's draining. Its death sends this job to another node, as any lost worker's.
+            os._exit(1)
         self._job = json.loads(new_config["job"])
         return True
 
@@ -202,8 +175,16 @@ def start_ray(cpus: int | None = None) -> None:
     if address:
         _check_answers(address)
         ray.init(address=address, **settings)
+        warn_of_open_cluster(ray.get_runtime_context().gcs_address)
     else:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **settings)
+        ensure_token()
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            dashboard_host=LOOPBACK,
+            **settings,
+        )
 
 
 def _check_answers(address: str) -> None:
@@ -221,20 +202,36 @@ def _check_answers(address: str) -> None:
 
 
 def slots_of(resources: Resources, wanted: int | None) -> int:
-    """How many jobs run at once: what the resources allow, and at most `wanted`.
+    """How many jobs run at once: what the nodes allow, those too that are yet to come, and at most `wanted`.
 
-    Raises ConfigError where not even one fits.
+    Where a cluster has started with its head alone, waits for the first node whose size is not in the cluster file.
+    Raises ConfigError where not even one job fits.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = [
-        int(have.get(name, 0) // amount) for name, amount in bundle(resources).items() if amount
-    ]
-    most = min(fits, default=1)
+    request = bundle(resources)
+    waits_until = time.monotonic() + FIRST_NODE_S
+    while True:
+        nodes: list[dict[str, float]] = [
+            node["Resources"]
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+        most = sum(fits(node, request) for node in nodes)
+        grows = bool(os.environ.get("RAY_ADDRESS")) and has_more_nodes_to_come(len(nodes))
+        if grows:
+            largest = max(nodes, key=lambda node: fits(node, request), default={})
+            most = max(most, slots_when_grown(request, largest_node=largest))
+        if most or not grows or time.monotonic() > waits_until:
+            break
+        time.sleep(1)
     if most < 1:
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         raise ConfigError(
-            f"no job fits: one asks for {bundle(resources)}, the machine or cluster has "
-            f"{ {k: v for k, v in have.items() if k in bundle(resources)} }; lower `resources`"
+            f"no job fits: one asks for {request}, the machine or cluster has "
+            f"{ {k: v for k, v in have.items() if k in request} }; lower `resources`"
         )
+    if grows:
+        # Tune otherwise lets one trial wait for room, and the autoscaler starts one node after another.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(most, wanted) if wanted else most)
     return min(most, wanted) if wanted else most
 
 
@@ -259,13 +256,14 @@ def run_with_tune(
         tune.with_parameters(_JobTrainable, runner=runner, context=json.dumps(dict(context))),
         tune.PlacementGroupFactory([bundle(resources)]),
     )
+    survive_the_memory_monitor()
     searcher = _ReadyJobs(schedule, should_stop)
     with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_Errors(searcher.errors),
+                scheduler=NotesErrors(searcher.errors),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -278,6 +276,9 @@ def run_with_tune(
                 name="jobs",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[Unprinted()],
+                # A job publishes its own artifacts. Else each costs a call more, and a storage that all nodes share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from backdoor_core.errors import SweepError, error_class
 from backdoor_core.ledger import Ledger
@@ -22,7 +22,7 @@ from backdoor_core.tuning import TuneScores, TuningView, combined, deciding, tun
 from sweeps.sampling import points_in
 from sweeps.schedule import Job, Outcome
 from sweeps.search import Journal, Search, Told
-from sweeps.studies import Study
+from sweeps.studies import Study, finished_rows
 
 PRECEDENTS = 3
 """Settings that kept the limits, before a training may be ended early for falling below all of them."""
@@ -65,12 +65,30 @@ class _Open:
         return tuple(min(values) for values in zip(*self.within, strict=False))
 
 
+class StudyGate(Protocol):
+    """Whose a study is, where several drivers share a ledger: see `elsewhere.Elsewhere`."""
+
+    @property
+    def company(self) -> bool:
+        """Whether another driver is or was there."""
+
+    def share(self, count: int) -> int:
+        """How many of `count` studies to begin with at once."""
+
+    def begins(self, study: str) -> bool:
+        """Whether the study is this driver's now."""
+
+    def closes(self, study: str) -> None:
+        """The study has ended here."""
+
+
 class Searches:
     """The open studies of a run: a `schedule.Feeder`.
 
     `inputs` gives the keys of the jobs that a trial's inputs come from and those of these jobs that are new; `finals`
     the jobs of the trials that follow from a choice, or records that they failed (with the cause given). `ended` are
-    studies that are over: the journal shows them beside the others.
+    studies that are over: the journal shows them beside the others. With a `gate` a study belongs to one driver at
+    a time: another one that has it leaves its rows in the ledger, and they are taken over when it lets go.
     """
 
     def __init__(
@@ -85,6 +103,7 @@ class Searches:
         inputs: Callable[[TrialSpec], tuple[frozenset[str], list[Job]]],
         finals: Callable[[Study, Sequence[TrialSpec], Outcome | None], Iterable[Job]],
         ended: Iterable[Study] = (),
+        gate: StudyGate | None = None,
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -96,10 +115,21 @@ class Searches:
         self._waiting: dict[str, set[str]] = {}
         """By the key of a probe: the studies that wait for it."""
         self.open: dict[str, _Open] = {}
+        self._gate = gate
+        self._rows = dict(rows)
+        self._later: dict[str, Study] = {}
+        """Studies that this driver has not begun with: another one has them, or may."""
+        self._before = self._tried() if gate is not None and gate.company else frozenset()
         for study in ended if journal.has_file else ():
             _restored(study, rows.get(study.key, ()), journal)
         for study in studies:
-            self.open[study.key] = _restored(study, rows.get(study.key, ()), journal)
+            if gate is None:
+                self.open[study.key] = _restored(study, rows.get(study.key, ()), journal)
+            else:
+                self._later[study.key] = study
+        if gate is not None:
+            for study in list(self._later.values())[: gate.share(len(self._later))]:
+                self._begin(study, gate)
         journal.flush()
 
     def coming(self) -> dict[str, int]:
@@ -111,6 +141,10 @@ class Searches:
         for one in self.open.values():
             probes += 0 if one.study.is_post_hoc else one.study.fits_after(one.search.started)
             trials += len(one.study.finals)
+        for study in self._later.values():
+            told = len(self._rows.get(study.key, ()))
+            probes += 0 if study.is_post_hoc else study.fits_after(told)
+            trials += len(study.finals)
         return {"probe": probes, "trial": trials}
 
     def start(self) -> list[Job]:
@@ -118,6 +152,37 @@ class Searches:
         jobs = [job for one in list(self.open.values()) for job in self._next(one)]
         self._journal.flush()
         return jobs
+
+    @property
+    def waits(self) -> bool:
+        """Whether studies are left that another driver has."""
+        return bool(self._later)
+
+    def _begin(self, study: Study, gate: StudyGate) -> bool:
+        """Takes a study over from where other drivers left it, unless one of them has it now."""
+        if not gate.begins(study.key):
+            return False
+        del self._later[study.key]
+        rows = list(self._rows.get(study.key, ()))
+        if gate.company:
+            new = finished_rows(self._ledger.tried()).get(study.key, ())
+            rows += [row for row in new if _identity(row) not in self._before]
+        rows = list({row["number"]: row for row in rows}.values())
+        self.open[study.key] = _restored(study, rows, self._journal)
+        return True
+
+    def _tried(self) -> frozenset[tuple[str, int, float]]:
+        """What the ledger holds of all studies now; some of it counts as not tried (`rerun`)."""
+        return frozenset(map(_identity, self._ledger.tried().to_pylist()))
+
+    def freed(self) -> list[Job]:
+        """The first point of a study that no other driver has now."""
+        for study in list(self._later.values()):
+            if self._gate is not None and self._begin(study, self._gate):
+                jobs = list(self._next(self.open[study.key]))
+                self._journal.flush()
+                return jobs
+        return []
 
     def more(self) -> list[Job]:
         """One more point of the study with the fewest open ones, once its first is known."""
@@ -307,6 +372,8 @@ class Searches:
     def _close(self, one: _Open, cause: Outcome | None) -> Iterator[Job]:
         """Ends a study: the jobs of the trials that take what it found."""
         self.open.pop(one.study.key, None)
+        if self._gate is not None:
+            self._gate.closes(one.study.key)
         self._journal.flush()
         told = [one.search.told[number] for number in sorted(one.search.told)]
         specs = one.study.trials_of(told if cause is None else [])
@@ -329,6 +396,10 @@ def _restored(study: Study, rows: Sequence[Mapping[str, Any]], journal: Journal)
         one.seconds += row["seconds"] or 0.0
         _remember(one, told)
     return one
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, int, float]:
+    return row["study"], row["number"], row["finished_at"]
 
 
 def _remember(one: _Open, told: Told) -> None:

@@ -19,6 +19,7 @@ METHOD_FOLDERS = ("tasks", "plms", "attacks", "defenses")
 # Each module of backdoor_core may import those above it. A new module is put where it belongs.
 ORDER = (
     "errors",
+    "redact",
     "fingerprint",
     "rng",
     "parts",
@@ -34,6 +35,7 @@ ORDER = (
     "spec",
     "method",
     "record",
+    "artifact_check",
     "store",
     "open_table",
     "ledger",

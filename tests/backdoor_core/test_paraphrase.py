@@ -414,7 +414,7 @@ def test_code_that_a_folder_brings_is_not_run(tmp_path: Path) -> None:
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForSeq2SeqLM": "evil.Model"}
     config["model_type"] = "evil"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"config\.json names code to run"):
         rewritten(["a film"], folder, max_tokens=5, beams=1)
 
 

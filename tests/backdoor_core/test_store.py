@@ -32,7 +32,7 @@ KEY = "ab" * 32
 def write_two(folder: Path) -> dict[str, Any]:
     (folder / "one.txt").write_text("first")
     (folder / "deep").mkdir()
-    (folder / "deep" / "two.bin").write_bytes(bytes(range(256)))
+    (folder / "deep" / "two.model").write_bytes(bytes(range(256)))
     return {"rows": 3}
 
 
@@ -74,7 +74,7 @@ def test_an_artifact_reads_as_it_was_written(own_store: ArtifactStore) -> None:
     assert own_store.has(KEY)
     folder = own_store.open(KEY)
     assert (folder / "one.txt").read_text() == "first"
-    assert (folder / "deep" / "two.bin").read_bytes() == bytes(range(256))
+    assert (folder / "deep" / "two.model").read_bytes() == bytes(range(256))
     assert own_store.facts(KEY) == {"rows": 3}
     assert own_store.size_bytes(KEY) > 256
 
@@ -166,14 +166,14 @@ print(ArtifactStore(root).put("ab" * 32, write))
 
 
 def flipped(place: Path) -> None:
-    file = place / "deep" / "two.bin"
+    file = place / "deep" / "two.model"
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(bytes(data))
 
 
 def truncated(place: Path) -> None:
-    file = place / "deep" / "two.bin"
+    file = place / "deep" / "two.model"
     file.write_bytes(file.read_bytes()[:-1])
 
 
@@ -251,7 +251,7 @@ def test_damage_after_the_first_read_is_seen_too(own_store: ArtifactStore) -> No
         with pytest.raises(DamagedArtifactError):
             own_store.open(KEY)
     else:  # only this machine's copy was damaged: it is fetched again
-        assert (own_store.open(KEY) / "deep" / "two.bin").read_bytes() == bytes(range(256))
+        assert (own_store.open(KEY) / "deep" / "two.model").read_bytes() == bytes(range(256))
 
 
 def test_an_artifact_without_manifest_does_not_block_its_key(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Place:
     def run(self, command: str = "run", **sections: Any) -> Result:
         file = self.write(self.folder, **(BASE | sections))
         out = ("--out", self.folder / "out", "--store", self.folder / "store")
-        return self.cli(command, file, *out, *(["--local"] if command == "run" else []))
+        data = ("--data", self.folder.parent)
+        return self.cli(command, file, *out, *data, *(["--local"] if command == "run" else []))
 
     def state(self) -> dict[str, bytes]:
         files = [path for path in (self.folder / "out").rglob("*.parquet") if path.is_file()]

@@ -101,7 +101,7 @@ def settings(sweep: Sweep, section: str, name: str) -> list[Any]:
 
 def test_the_example_of_the_issue(write: Write) -> None:
     path = write(ISSUE_EXAMPLE)
-    sweep = load_sweep(path)
+    sweep = load_sweep(path, data=[path.parent.parent])
     assert sweep.name == "sst2-tradeoff"
     assert sweep.path == path
     assert settings(sweep, "tasks", "path") == [path.parent.parent / "shared/data/sst2"]
@@ -161,7 +161,7 @@ def test_a_method_with_equal_settings_stands_once(write: Write) -> None:
 
 def test_a_users_own_file_and_its_paths_are_relative_to_the_sweep_file(write: Write) -> None:
     path = write(defenses="[{name: ./mine.py, words: [lists/a.txt, /b.txt]}]")
-    sweep = load_sweep(path)
+    sweep = load_sweep(path, data=["/"])
     assert sweep.defenses[0][0].source_file() == str(path.parent / "mine.py")
     assert settings(sweep, "defenses", "words") == [path.parent / "lists/a.txt", Path("/b.txt")]
 
@@ -473,7 +473,7 @@ def test_the_place_is_the_line_of_the_setting_itself(write: Write) -> None:
         "  - {name: fine_mixing, mixing_ratio: [0.1, 0.3, 0.5, 0.7], epochs: 3}",
         "  - name: fine_mixing\n    epochs: 3\n    mixing_ration: 0.3",
     )
-    (found,) = problems(write(text))
+    (found,) = problems(write(text), data=["/"])
     assert found.startswith("my.yaml, line 13, defenses[1].mixing_ration: unknown setting")
 
 
@@ -686,6 +686,6 @@ def test_the_schema_describes_every_method(schema: dict[str, Any], family: Any) 
 def test_shipped_sweeps_load_and_fit_the_schema(schema: dict[str, Any]) -> None:
     folder = Path(load_sweep.__code__.co_filename).parent / "configs"
     for path in sorted(folder.rglob("*.yaml")):
-        load_sweep(path)
-        load_sweep(path, smoke=True)
+        load_sweep(path, data=["/"])
+        load_sweep(path, data=["/"], smoke=True)
         assert not refused(schema, path), path.name

@@ -41,7 +41,8 @@ def planned(
     """The plan of the tiny sweep with other sections, against the test's store and ledger."""
 
     def make(rerun: str | None = None, **sections: Any) -> Plan:
-        return plan_sweep(load_sweep(tiny_sweep(tmp_path, **sections)), *places, rerun=rerun)
+        sweep = load_sweep(tiny_sweep(tmp_path, **sections), data=[tmp_path.parent])
+        return plan_sweep(sweep, *places, rerun=rerun)
 
     return make
 
@@ -382,6 +383,23 @@ def test_what_the_store_holds_is_subtracted(
     assert all(job.needs <= set(after.jobs) for job in after.jobs.values())
 
 
+def test_the_store_is_asked_once_for_each_artifact(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store takes some 20 ms to answer, and all trials of a cell need the same artifacts."""
+    asked: Counter[str] = Counter()
+    real = ArtifactStore.has
+
+    def has(store: ArtifactStore, key: str) -> bool:
+        asked[key] += 1
+        return real(store, key)
+
+    monkeypatch.setattr(ArtifactStore, "has", has)
+    plan = planned()
+    assert asked[next(iter(plan.victims))] == 1
+    assert set(asked.values()) == {1}
+
+
 def test_what_the_ledger_holds_is_subtracted(
     planned: Planned, places: tuple[ArtifactStore, Ledger]
 ) -> None:
@@ -482,7 +500,7 @@ def test_equal_trials_stand_once(planned: Planned) -> None:
 def test_automatic_precision(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], gpu: float, plm: str, precision: str
 ) -> None:
-    monkeypatch.setattr(planning, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(planning, "cpu_flags", lambda: frozenset(flags))
     settings = {"hub": {"id": "some/model"}, "tiny": {}}[plm]
     source = catalog.make("plm", plm, settings)
     assert isinstance(source, PLMSource)

@@ -50,7 +50,7 @@ def run_through(progress: Progress) -> None:
     schedule = Schedule.of(JOBS, progress)
     while (taken := schedule.take()) is not None:
         outcomes = {
-            "w": Outcome(error_class="oom", error="no memory"),
+            "w": Outcome(error_class="data", error="no rows"),
             "t": Outcome(rows=3, failed_rows=1, error_class="nan", error="a NaN", seconds=2.0,
                          notices=("artifact 12 was damaged",)),
         }  # fmt: skip
@@ -62,9 +62,9 @@ def test_failed_trials_are_counted_once_each(text: io.StringIO) -> None:
     progress = view(text)
     run_through(progress)
     assert progress.failed_rows == 1 + 2, "one of t, both of u; a victim is no trial"
-    assert progress.failures == ["job w: oom: no memory", "job t: nan: a NaN"]
+    assert progress.failures == ["job w: data: no rows", "job t: nan: a NaN"]
     assert text.getvalue().splitlines() == [
-        "failed: job w: oom: no memory",
+        "failed: job w: data: no rows",
         "note: artifact 12 was damaged",
         "failed: job t: nan: a NaN",
     ]

@@ -50,6 +50,7 @@ class Finished:
         self.cli, self.file = cli, file
         self.out, self.store = folder / "out", folder / "store"
         self.command = ("run", file, "--local", "--out", self.out, "--store", self.store)
+        self.command += ("--data", folder.parent)
         self.result = cli(*self.command)
 
     def rows(self) -> list[Columns]:
@@ -509,6 +510,7 @@ def test_an_impossible_pair_is_recorded_even_where_nothing_is_left_to_run(
     attack = {"name": "checkpoint", "path": str(victim_folder), "trigger": "cf"}
     out = tmp_path / "out"
     command = ("run", "--local", "--out", out, "--store", finished.store)
+    command += ("--data", victim_folder)
     first = cli(*command, tiny_sweep(tmp_path, attacks=[attack], defenses=["none"]))
     assert first.exit_code == 0, first.output
     epur = {"name": "epur", "frequency_source": "training"}

@@ -184,6 +184,8 @@ class Feeding:
         self.asked += 1
         return self.spare.pop(0) if self.spare else []
 
+    waits = False
+
 
 def test_jobs_are_added_while_others_run_and_known_ones_stay() -> None:
     schedule = Schedule.of([job("a")])

@@ -251,6 +251,9 @@ def test_a_worker_that_rays_memory_monitor_kills_is_out_of_memory_and_not_the_en
     from ray.air.execution._internal import actor_manager
     from ray.exceptions import OutOfMemoryError, RayActorError
 
+    from sweeps.lost_workers import survive_the_memory_monitor
+
+    survive_the_memory_monitor()
     resolve = actor_manager.RayActorManager._actor_task_failed
     turned: list[str] = []
 
@@ -418,3 +421,33 @@ def test_running_here_stops_where_nothing_is_ready() -> None:
     run_here(schedule, runner, {})
     assert ran == ["c", "b"]
     assert schedule.done["b"].notices == ("n",)
+
+
+def test_the_driver_forgets_trials_that_ended(ray_here: None, tmp_path: Path) -> None:
+    """What Tune keeps of a trial is some 30 KiB: a sweep of 100,000 jobs would fill the head's memory."""
+    import gc
+
+    from ray.air.execution._internal.tracked_actor import TrackedActor
+    from ray.tune.experiment import Trial
+
+    from sweeps.tune_bridge import run_with_tune
+
+    (tmp_path / "calls").mkdir()
+    held: list[int] = []
+
+    def count(event: str, job: Job, outcome: Outcome | None) -> None:
+        if event == "done" and job.key in ("j20", "j40", "j59"):
+            everything = gc.get_objects()
+            held.append(sum(type(thing) in (Trial, TrackedActor) for thing in everything))
+
+    schedule = Schedule.of([job(f"j{i}") for i in range(60)], count)
+    run_with_tune(
+        schedule,
+        "odd_runners:noted",
+        {"folder": str(tmp_path / "calls")},
+        resources=Resources(cpu=1),
+        slots=2,
+    )
+    assert len(schedule.done) == 60
+    assert len(held) == 3
+    assert max(held) <= 16, "two trials a slot, an actor and a request for one each, and the last"

@@ -1,0 +1,264 @@
+"""`sweeps cluster check`: a cluster file by the schema of the installed Ray, and by what this project needs of it.
+
+No network is used. Ray's own check looks at names and counts; beyond it: keys that Ray ignores, what the cloud takes in
+`node_config`, mounts that do not exist, safety (token, loopback), pinned versions, and resources that fit no sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from backdoor_core.errors import ConfigError, DependencyError, unknown_name
+from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
+from sweeps.cluster_file import KUBERAY_KIND, ClusterNotes, StoragePlaces, read_cluster_source
+from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
+from sweeps.cluster_growth import fits
+from sweeps.cluster_kuberay import check_manifest
+from sweeps.cluster_providers import check_node_config, check_provider, market_of
+from sweeps.config import wording
+from sweeps.head import telling_line
+from sweeps.source import Keys
+
+_LOCAL_TYPE = "local.cluster.node"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterReport:
+    """What a check found; without mistakes the file can be used."""
+
+    mistakes: tuple[str, ...]
+    doubts: tuple[str, ...]
+    nodes: tuple[NodeType, ...]
+    most_workers: int
+
+    def table(self) -> str:
+        """The node types with their prices."""
+        return cost_table(self.nodes, self.most_workers)
+
+
+def check_cluster(path: Path, sweeps: Sequence[Path] = ()) -> ClusterReport:
+    """Checks a cluster file, and that each job of `sweeps` fits one of its node types. Raises ConfigError: no YAML."""
+    source = read_cluster_source(path)
+    found = Findings(source=source)
+    value: dict[str, Any] = source.value
+    if value.get("kind") == KUBERAY_KIND or "apiVersion" in value:
+        nodes = check_manifest(found, value)
+        most = sum(node.most for node in nodes if not node.is_head)
+    else:
+        nodes = list(_check_launcher(found, value))
+        most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
+    _check_sweeps(found, nodes, sweeps)
+    return ClusterReport(
+        mistakes=tuple(dict.fromkeys(found.mistakes)), doubts=tuple(dict.fromkeys(found.doubts)),
+        nodes=tuple(nodes), most_workers=most,
+    )  # fmt: skip
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _section(value: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = value.get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType]:
+    """A file of `ray up`."""
+    if not value.get("cluster_name"):
+        found.mistake((), "cluster_name is missing; Ray would call the cluster `default`")
+    provider = _section(value, "provider")
+    kind = str(provider.get("type", ""))
+    schema = _ray_schema()
+    known = set(schema["properties"]) | ({"min_workers"} if kind == "local" else set())
+    found.unknown_keys(value, (), known)
+    found.unknown_keys(value.get("auth"), ("auth",), schema["properties"]["auth"]["properties"])
+    found.unknown_keys(
+        value.get("docker"), ("docker",), schema["properties"]["docker"]["properties"]
+    )
+    check_provider(found, provider)
+    notes = _check_notes(found, value)
+    nodes = list(_node_types(found, value, kind, notes, schema))
+    _check_counts(found, value, nodes)
+    check_docker(found, value)
+    check_mounts(found, value)
+    check_commands(found, value)
+    if not found.mistakes:
+        _check_by_ray(found, value)
+    yield from nodes
+
+
+def _ray_schema() -> dict[str, Any]:
+    import ray.autoscaler
+
+    file = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema
+
+
+def _check_by_ray(found: Findings, value: dict[str, Any]) -> None:
+    """What `ray up` itself would say; its own lines go nowhere."""
+    try:
+        from ray.autoscaler._private.util import prepare_config, validate_config
+    except ImportError as error:
+        raise DependencyError(
+            f"Ray's launcher is not installed ({error}); pip install 'backdoor-sweeps[cluster]'"
+        ) from error
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            validate_config(prepare_config(copy.deepcopy(value)))
+            return
+        except Exception as error:  # jsonschema's, click's, ValueError, RuntimeError, KeyError
+            message = str(getattr(error, "message", error)).strip()
+            path: Keys = tuple(getattr(error, "absolute_path", ()))
+    found.mistake(path, f"Ray refuses this: {telling_line(message or said.getvalue())}")
+
+
+def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
+    """The `metadata` section, and the storage in it."""
+    try:
+        notes = ClusterNotes.model_validate(value.get("metadata") or {})
+    except ValidationError as error:
+        given = _section(value, "metadata")
+        found.unknown_keys(given, ("metadata",), ClusterNotes.model_fields)
+        found.unknown_keys(
+            given.get("storage"), ("metadata", "storage"), StoragePlaces.model_fields
+        )
+        for inside, message in wording(error):
+            if "Extra inputs" not in message:
+                found.mistake(("metadata", *inside), message)
+        return ClusterNotes(sweeps="sweeps")
+    keys: Keys = ("metadata",) if "metadata" in value else ()
+    if notes.storage is None:
+        found.mistake(
+            keys, "metadata.storage is missing: `out` and `store`, the places where all nodes put results and "
+            "artifacts, such as s3://bucket/runs and s3://bucket/store",
+        )  # fmt: skip
+        return notes
+    for name, place in (("out", notes.storage.out), ("store", notes.storage.store)):
+        if "://" not in place and not place.startswith("/"):
+            found.mistake(
+                ("metadata", "storage", name), f"expected a place that every node reaches (s3://..., gs://..., or "
+                f"the absolute path of a shared folder), got {place!r}",
+            )  # fmt: skip
+    return notes
+
+
+def _node_types(
+    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes, schema: dict[str, Any]
+) -> Iterator[NodeType]:
+    """The node types of the file, each checked; the hosts of the local provider are of one type."""
+    types = _section(value, "available_node_types")
+    head = value.get("head_node_type")
+    prices = notes.hourly_usd
+    names = [_LOCAL_TYPE] if kind == "local" else list(types)
+    for name in prices:
+        if name not in names:
+            found.mistake(("metadata", "hourly_usd", name), unknown_name("node type", name, names))
+    if kind == "local":
+        provider = _section(value, "provider")
+        hosts = len(provider.get("worker_ips") or ())
+        price = prices.get(_LOCAL_TYPE)
+        for label, count, is_head in (("head_ip", 1, True), ("worker_ips", hosts, False)):
+            yield NodeType(
+                name=label, resources={}, least=count, most=count, is_head=is_head, market="own",
+                hourly_usd=price,
+            )  # fmt: skip
+        return
+    if head not in types:
+        found.mistake(
+            ("head_node_type",) if "head_node_type" in value else (),
+            unknown_name("head_node_type", str(head), types),
+        )
+    known = schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
+    for name, given in types.items():
+        keys: Keys = ("available_node_types", name)
+        if not isinstance(given, dict):
+            found.mistake(keys, f"expected settings, got {given!r}")
+            continue
+        found.unknown_keys(given, keys, known)
+        config = _section(given, "node_config")
+        check_node_config(found, kind, (*keys, "node_config"), config)
+        for key, image in _section(given, "docker").items():
+            if key.endswith("image"):
+                check_image(found, (*keys, "docker", key), image)
+        if name not in prices:
+            found.doubt(keys, "no price in metadata.hourly_usd; the costs below leave it out")
+        yield NodeType(
+            name=name, resources=_section(given, "resources"), least=_whole(given.get("min_workers"), 0),
+            most=_whole(given.get("max_workers"), 0 if name == head else _whole(value.get("max_workers"), 0)),
+            is_head=name == head, market=market_of(kind, config), hourly_usd=prices.get(name),
+        )  # fmt: skip
+
+
+def _check_counts(found: Findings, value: dict[str, Any], nodes: Sequence[NodeType]) -> None:
+    """Workers: least and most, by type and together; and a head that would run jobs."""
+    most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
+    least = sum(node.least for node in nodes if not node.is_head)
+    if least > most:
+        found.mistake(
+            ("max_workers",) if "max_workers" in value else (),
+            f"max_workers is {most}, and the node types ask for {least} at least (sum of min_workers)",
+        )
+    for node in nodes:
+        keys: Keys = ("available_node_types", node.name)
+        if node.least > node.most:
+            found.mistake(
+                (*keys, "min_workers"), f"min_workers {node.least} is above max_workers {node.most}"
+            )
+        if node.most > most and node.name in _section(value, "available_node_types"):
+            found.doubt(
+                (*keys, "max_workers"), f"{node.most} is above the max_workers of the file, {most}"
+            )
+        if node.is_head and node.resources.get("CPU", 0 if node.market == "own" else 1) > 0:
+            found.doubt(
+                (*keys, "resources"),
+                "the head would run jobs beside the driver; `resources: {CPU: 0}` keeps it free",
+            )
+    if not any(node.most for node in nodes if not node.is_head):
+        found.doubt((), "no node type may have workers, so no job would run")
+
+
+def _check_sweeps(found: Findings, nodes: Sequence[NodeType], sweeps: Sequence[Path]) -> None:
+    """Each sweep's job fits a worker, and each worker with a GPU has a sweep that asks for one."""
+    from sweeps.config import load_sweep
+
+    workers = [node for node in nodes if not node.is_head and node.most]
+    asked = []
+    for file in sweeps:
+        resources = load_sweep(file).resources
+        request = {"CPU": resources.cpu, "GPU": resources.gpu, "memory": (resources.memory_gib or 0) * GIB}  # fmt: skip
+        asked.append(request)
+        if any(not node.resources for node in workers):
+            continue
+        if not any(fits(node.resources, request) for node in workers):
+            has = "; ".join(f"{node.name} has {shown(node.resources)}" for node in workers)
+            found.mistakes.append(
+                f"{file.name}, resources: a job asks for {shown(request)}, "
+                f"and no node type has that: {has or 'no workers'}"
+            )
+    for node in workers if sweeps else ():
+        if node.resources.get("GPU") and not any(request["GPU"] for request in asked):
+            found.doubt(
+                ("available_node_types", node.name, "resources"),
+                f"{node.name} has a GPU that no given sweep asks for (resources.gpu)",
+            )
+
+
+def refuse(path: Path, report: ClusterReport) -> None:
+    """Raises ConfigError with all mistakes, one a line, where there are any."""
+    if report.mistakes:
+        count = len(report.mistakes)
+        raise ConfigError(
+            "\n".join((f"{path}: {count} mistake{'s' if count > 1 else ''}", *report.mistakes))
+        )
