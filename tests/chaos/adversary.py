@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backdoor_core.errors import StorageError
+from sweeps.spot import DRAINING, Notice, drain
 from tests.chaos import processes
 from tests.chaos.audience import Audience
 from tests.chaos.faults import Fault
@@ -119,7 +120,7 @@ class Adversary:
             return self._kill_worker(fault, patient=patient)
         if kind.startswith("driver") or kind == "clock skewed":
             return self._end_driver(fault, driver)
-        if kind == "node lost":
+        if kind in ("node lost", "spot notice"):
             return self._lose_node(fault, finished)
         if kind == "head restarted":
             return self._restart_head(driver)
@@ -151,14 +152,27 @@ class Adversary:
         return how.name
 
     def _lose_node(self, fault: Fault, finished: int) -> str | None:
+        """A node goes, after a notice or without; another comes when some jobs more are finished."""
         if self._node_back is not None:
             return None
-        self.stage.cluster.lose_node(fault.chance)
+        cluster = self.stage.cluster
+        node = cluster.chosen(fault.chance)
         self._node_back = (
             time.monotonic() + NODE_RETURNS_AFTER_S,
             finished + NODE_RETURNS_AFTER_JOBS,
         )
-        return f"one of {self.stage.cluster.size + 1} nodes"
+        if fault.kind == "node lost":
+            cluster.lose(node)
+            return node.address
+        if (node_id := cluster.id_of(node)) is None:
+            self._node_back = None
+            return None  # it has not joined yet
+        # What `sweeps cluster watch-spot` does on the node when the cloud says so.
+        (node.temporary / DRAINING.name).touch()
+        notice = Notice(action="terminate", seconds=fault.lasts_s)
+        drain(notice, address=cluster.address, node_id=node_id)
+        self._relief = (time.monotonic() + fault.lasts_s, lambda: cluster.lose(node))
+        return f"{node.address} in {fault.lasts_s} s"
 
     def _restart_head(self, driver: subprocess.Popen[bytes] | None) -> str:
         """The head's machine is gone and comes back empty; the driver ran on it, the nodes hang on it."""

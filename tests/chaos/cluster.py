@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.chaos import isolation, processes
 
@@ -17,21 +19,37 @@ _OBJECTS_BYTES = 80_000_000
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
-class Cluster:
-    """`workers` nodes of one CPU each. Each node is a process tree that is killed as a whole."""
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node: the process that started its others, its address, and its own folder for temporary files."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *, workers: int = 2) -> None:
+    process: subprocess.Popen[bytes]
+    address: str
+    temporary: Path
+
+    def end(self) -> None:
+        """The machine is gone: all its processes at once."""
+        processes.end(processes.tree(self.process.pid))
+        self.process.wait()
+
+
+class Cluster:
+    """`workers` nodes of one CPU each. Their logs lie in `folder`, their temporary files in `temporary`."""
+
+    def __init__(
+        self, folder: Path, temporary: Path, environment: Mapping[str, str], *, workers: int = 2
+    ) -> None:
         self.address = f"{isolation.HEAD_IP}:{PORT}"
-        self._folder, self._environment, self._wanted = folder, dict(environment), workers
-        self._head: subprocess.Popen[bytes] | None = None
-        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._folder, self._temporary = folder, temporary
+        self._environment, self._wanted = dict(environment), workers
+        self._head: Node | None = None
+        self._nodes: list[Node] = []
         self._made = 0
 
     def start(self) -> None:
         """Starts the head and its nodes, and waits until the nodes have their CPUs."""
-        self._made += 1
         self._head = self._started(
-            "--head", f"--port={PORT}", f"--node-ip-address={isolation.HEAD_IP}", "--num-cpus=0",
+            isolation.HEAD_IP, "--head", f"--port={PORT}", "--num-cpus=0",
             "--include-dashboard=false", f"--temp-dir={self._folder / f'ray-{self._made}'}",
         )  # fmt: skip
         self._wait_for_nodes(1, "the head")
@@ -43,9 +61,7 @@ class Cluster:
     def add_node(self) -> None:
         """Starts a worker node; it joins by itself."""
         address = isolation.node_ip(self._made)
-        self._made += 1
-        options = (f"--address={self.address}", f"--node-ip-address={address}", "--num-cpus=1")
-        self._nodes.append(self._started(*options))
+        self._nodes.append(self._started(address, f"--address={self.address}", "--num-cpus=1"))
 
     @property
     def size(self) -> int:
@@ -54,40 +70,49 @@ class Cluster:
 
     def tend(self) -> int:
         """Starts a new node for each that ended by itself (a slow machine starts some too late); how many."""
-        ended = [node for node in self._nodes if node.poll() is not None]
+        ended = [node for node in self._nodes if node.process.poll() is not None]
         for node in ended:
             self._nodes.remove(node)
             self.add_node()
         return len(ended)
 
-    def lose_node(self, chance: float) -> None:
-        """One worker node is gone at once, with all that runs on it."""
-        node = self._nodes.pop(int(chance * len(self._nodes)))
-        processes.end(processes.tree(node.pid))
-        node.wait()
+    def chosen(self, chance: float) -> Node:
+        """The worker node that `chance` in [0, 1) stands for."""
+        return self._nodes[int(chance * len(self._nodes))]
+
+    def lose(self, node: Node) -> None:
+        """A worker node is gone at once, with all that runs on it."""
+        node.end()
+        if node in self._nodes:
+            self._nodes.remove(node)
 
     def lose_all(self) -> None:
         """The head and every node are gone at once."""
-        gone = [node for node in (self._head, *self._nodes) if node is not None]
-        for node in gone:
-            processes.end(processes.tree(node.pid))
-            node.wait()
+        for node in (self._head, *self._nodes):
+            if node is not None:
+                node.end()
         self._head, self._nodes = None, []
 
-    def _started(self, *options: str) -> subprocess.Popen[bytes]:
-        objects = f"--object-store-memory={_OBJECTS_BYTES}"
-        command = [*_RAY, "start", "--block", "--disable-usage-stats", objects, *options]
-        with (self._folder / f"node-{self._made}.log").open("wb") as log:
-            return subprocess.Popen(
-                command,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def id_of(self, node: Node) -> str | None:
+        """Ray's id of a node; None while it has not joined."""
+        found = [one for one in self._known() if one.node_manager_address == node.address]
+        return str(found[0].node_id.hex()) if found else None
 
-    def _nodes_alive(self) -> int:
-        """As the head knows them, which is one itself; 0 where it does not answer."""
+    def _started(self, address: str, *options: str) -> Node:
+        temporary = self._temporary / f"node-{self._made}"
+        temporary.mkdir(parents=True, exist_ok=True)
+        command = [*_RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}",
+                   f"--object-store-memory={_OBJECTS_BYTES}", *options]  # fmt: skip
+        with (self._folder / f"node-{self._made}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=self._environment | {"TMPDIR": str(temporary)},
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self._made += 1
+        return Node(process=process, address=address, temporary=temporary)
+
+    def _known(self) -> list[Any]:
+        """The nodes that live, as the head knows them (it is one itself); none where it does not answer."""
         from ray._raylet import GcsClient
 
         try:
@@ -95,12 +120,12 @@ class Cluster:
             socket.create_connection((isolation.HEAD_IP, PORT), timeout=1).close()
             nodes = GcsClient(address=self.address).get_all_node_info(timeout=5).values()
         except Exception:  # whatever it raises while the head starts
-            return 0
-        return sum(node.state == 0 for node in nodes)
+            return []
+        return [node for node in nodes if node.state == 0]
 
     def _wait_for_nodes(self, count: int, what: str) -> None:
         limit = time.monotonic() + PATIENCE_S
-        while self._nodes_alive() < count:
+        while len(self._known()) < count:
             if time.monotonic() > limit:
                 raise TimeoutError(f"{what} did not start in {PATIENCE_S} s: see {self._folder}")
             time.sleep(0.2)

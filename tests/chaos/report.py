@@ -60,6 +60,7 @@ def _seen(act: Played, kind: str) -> str:
 
 _SEEN: dict[str, Callable[[Played], str]] = {
     "node lost": lambda act: f"{act.nodes_added} nodes added in all",
+    "spot notice": lambda act: f"{act.nodes_added} nodes added in all",
     "ledger file truncated": lambda act: (
         f"{len(re.findall(_LEDGER_NOTE, act.output))} files set aside in all, their trials run again"
     ),

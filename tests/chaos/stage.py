@@ -51,7 +51,7 @@ class Stage:
             self.out, self.store = str(self.disk / "out"), str(self.disk / "store")
         self.ledger, self.artifacts = Ledger(self.out), ArtifactStore(self.store)
         os.environ.update({k: v for k, v in self.environment.items() if k.startswith("RAY_")})
-        self.cluster = Cluster(folder, self.environment)
+        self.cluster = Cluster(folder, self.disk / "tmp", self.environment)
 
     @property
     def proxy(self) -> endpoint.Proxy:
