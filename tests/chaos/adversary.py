@@ -231,7 +231,7 @@ class Adversary:
     def _malicious(self) -> bytes:
         """A pickle that leaves a file where somebody loads it."""
         command = f"touch {self.stage.folder / PICKLE_RAN}"
-        return f"cos\nsystem\n(S'{command}'\ntR.".encode()
+        return f"\x80\x04cos\nsystem\n(S'{command}'\ntR.".encode("latin-1")
 
     def _truncate_ledger(self, fault: Fault) -> str | None:
         ledger = self.stage.ledger

@@ -59,6 +59,10 @@ def _seen(act: Played, kind: str) -> str:
 
 
 _SEEN: dict[str, Callable[[Played], str]] = {
+    "artifact: pickle inside": lambda act: (
+        f"{act.output.count('is a pickle; nothing of it was loaded')} refusals said"
+        + ("; run again by `sweeps rerun --failed unsafe`" if act.reruns else "")
+    ),
     "node lost": lambda act: f"{act.nodes_added} nodes added in all",
     "spot notice": lambda act: f"{act.nodes_added} nodes added in all",
     "ledger file truncated": lambda act: (

@@ -60,13 +60,19 @@ class Stage:
             raise LookupError("only S3 has a proxy")
         return self.endpoint.proxy
 
-    def driver(self, file: Path, log: Path, *, skew_s: float = 0) -> subprocess.Popen[bytes]:
-        """Starts `sweeps run` on the cluster, in a process group of its own; its output goes on in `log`."""
+    def driver(
+        self, file: Path, log: Path, *, rerun: str | None = None, skew_s: float = 0
+    ) -> subprocess.Popen[bytes]:
+        """Starts `sweeps run` on the cluster, in a process group of its own; its output goes on in `log`.
+
+        `rerun`: the error class whose failed trials are run again.
+        """
         environment = self.environment | {"RAY_ADDRESS": self.cluster.address}
         if skew_s:
             path = os.pathsep.join([str(CLOCK), environment["PYTHONPATH"]])
             environment |= {SKEW: str(skew_s), "PYTHONPATH": path}
-        command = ["run", str(file), "--out", self.out, "--store", self.store]
+        command = ["run"] if rerun is None else ["rerun", "--failed", rerun]
+        command += [str(file), "--out", self.out, "--store", self.store]
         with log.open("ab") as stream:
             return subprocess.Popen(
                 _sweeps(*command), env=environment, start_new_session=True,

@@ -24,6 +24,8 @@ _DRIVERS_MORE = 15
 _QUIET_LIMIT_S = 240.0
 """Nothing finished and nothing struck for so long: the sweep hangs."""
 NOTHING_LEFT = "nothing to do"
+UNSAFE = "unsafe"
+"""The class of what somebody put into an artifact: it stays failed until a person has read the line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Played:
     problems: list[str] = field(default_factory=list)
     output: str = ""
     hurt_connections: int = 0
+    reruns: int = 0
     nodes_added: int = 0
     set_aside: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class _Act:
     say: Callable[[str], None]
     driver: subprocess.Popen[bytes] | None = None
     rest_until_s: float = 0.0
+    rerun: str | None = None
 
     def __post_init__(self) -> None:
         self.log = self.stage.folder / "drivers.log"
@@ -129,6 +133,10 @@ class _Act:
             self.driver.kill()
             self.driver.wait()
 
+    def _is_unsafe(self) -> bool:
+        failed = self.stage.ledger.table().to_pylist()
+        return UNSAFE in {row["error_class"] for row in failed if row["status"] == "failed"}
+
     def _said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -139,7 +147,8 @@ class _Act:
             self.played.problems.append(f"{len(self.played.endings)} drivers were not enough")
             return
         skew_s, self.adversary.skew_s = self.adversary.skew_s, 0.0
-        self.driver = self.stage.driver(self.work.file, self.log, skew_s=skew_s)
+        self.driver = self.stage.driver(self.work.file, self.log, rerun=self.rerun, skew_s=skew_s)
+        self.rerun = None
 
     def _ended(self) -> bool:
         """Notes how a driver ended; True where it had nothing to do."""
@@ -154,6 +163,10 @@ class _Act:
         if code not in (0, 1) or self.adversary.holds or not said:
             return False
         if NOTHING_LEFT not in "\n".join(said[-2:]):
+            return False
+        if code == 1 and not self.played.reruns and self._is_unsafe():
+            self.played.reruns += 1
+            self.rerun = UNSAFE
             return False
         if self.adversary.left:
             self.played.problems.append(
