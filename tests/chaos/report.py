@@ -79,7 +79,7 @@ def _after(act: Played, kind: str) -> tuple[str, int]:
     for one, (written, endings) in zip(act.struck, ends, strict=True):
         if one.blow.fault.kind == kind:
             texts.append(act.output[one.written : written])
-            ended += endings - one.ended
+            ended += sum(code != 0 for code in act.endings[one.ended : endings])
     return "\n".join(texts), ended
 
 
