@@ -11,8 +11,8 @@ from typing import Any
 from analysis.columns import cell_label, setting_label, setup_labels, swept
 from analysis.exports import NONE
 from analysis.summaries import Summary
+from backdoor_core.folder import Folder
 from backdoor_core.record import FLAGS
-from backdoor_core.store import Folder
 
 FAILURE_TITLES = (
     *("Status", "Class", "Task", "PLM", "Attack cell", "Defense setting", "Seed"),
@@ -189,7 +189,12 @@ def reproduce(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list
     return [
         ("Sweep", ", ".join(sweeps) or NONE),
         ("Seeds", ", ".join(str(seed) for seed in seeds) or NONE),
-        ("Read from", ", ".join(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)),
+        (
+            "Read from",
+            ", ".join(
+                folder.partition("?")[0].rstrip("/").rsplit("/", 1)[-1] for folder in folders
+            ),
+        ),
         ("Training", "; ".join(training) or NONE),
         *([("Content of the tasks", "; ".join(content))] if content else []),
         *_noted(folders),

@@ -35,7 +35,7 @@ from analysis.summaries import summaries
 from analysis.table import ResultTable, loaded
 from analysis.worst import worst_cases
 from backdoor_core.errors import DataError
-from backdoor_core.store import Folder
+from backdoor_core.folder import Folder
 
 REPORT = "report.html"
 SUMMARY_CSV = "summary.csv"

@@ -95,7 +95,7 @@ def _tried(ledger: Ledger) -> list[dict[str, Any]]:
             continue  # a damaged file: the ledger sets it aside
         if missing := {"study", "number", "settings", "state"} - set(columns):
             raise DataError(
-                f"{ledger.tuning.url}/{name} is no tuning table: it lacks "
+                f"{ledger.tuning.located(name)} is no tuning table: it lacks "
                 f"{', '.join(sorted(missing))}. Move it out of that folder"
             )
     return list(ledger.tried().to_pylist()) if names else []

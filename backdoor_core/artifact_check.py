@@ -7,7 +7,6 @@ before any of it is loaded. Nothing here follows a link, runs code or reads a pi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -15,10 +14,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import UnsafeArtifactError
 
-MANIFEST = "artifact-manifest.json"
-"""Beside an artifact's files; no file of a model is called so."""
 MAX_FILE_BYTES = 64 << 30
 MAX_JSON_BYTES = 256 << 20
 """Of any JSON file: the largest vocabularies take some 40 MiB."""
@@ -49,27 +47,6 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     *((bytes([0x80, version]), "a pickle") for version in range(2, 6)),
 )
 """First bytes of what is refused under any name. Weights and tables are held to their own format besides."""
-
-
-def sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest (`files` and `facts`) with the SHA-256 of all that it says."""
-    return json.dumps({**manifest, "sha256": _seal(manifest)}).encode()
-
-
-def unsealed(data: bytes) -> dict[str, Any]:
-    """The manifest in the bytes that `sealed` gave. Raises ValueError, KeyError or TypeError where they are others."""
-    manifest = json.loads(data)
-    seal = manifest.pop("sha256", None)
-    dict(manifest["files"]), dict(manifest["facts"])
-    if seal != _seal(manifest):
-        raise ValueError("the manifest is not the published one")
-    return dict(manifest)
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    read_back = json.loads(json.dumps(manifest))  # keys that are numbers are words afterwards
-    text = json.dumps(read_back, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_names(names: Collection[str]) -> None:

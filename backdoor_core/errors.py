@@ -57,6 +57,10 @@ class UnsafeArtifactError(StorageError):
     error_class = "unsafe"
 
 
+class DamagedFileError(StorageError):
+    """A file that was read without trouble and does not hold what it should: cut short, or not ours."""
+
+
 class DependencyError(SweepError, ImportError):
     """A package or a model that is not installed or cannot be reached."""
 

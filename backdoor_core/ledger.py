@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backdoor_core.errors import DataError, StorageError
+from backdoor_core.errors import DamagedFileError, DataError, StorageError
+from backdoor_core.folder import Folder
 from backdoor_core.open_table import OpenTable
 from backdoor_core.record import (
     METRICS_SCHEMA,
@@ -28,11 +30,13 @@ from backdoor_core.record import (
     metrics_table,
     table_of,
 )
-from backdoor_core.store import Folder
 
 COMPACT_FILES = 64
 READ_TRIES = 10
 """How often a reader starts anew where a compaction elsewhere takes files away while it reads."""
+_LOCAL_THREADS = 4
+_REMOTE_THREADS = 16
+"""Files that are read at once: on an object store each waits for an answer most of its time."""
 _WORD_BYTES = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 over the golden ratio, odd: its powers spread the words of a key over 64 bits."""
@@ -96,8 +100,13 @@ class Ledger:
         joined = table.join(wanted, keys=["key", "attempt"], join_type="inner")
         return joined.select(METRICS_SCHEMA.names)
 
-    def compact(self) -> None:
-        """Joins the files into one where there are many. Safe at any moment: rows are only ever repeated."""
+    def compact(self) -> int:
+        """Joins the files into one where there are many; returns how many files were joined.
+
+        Safe at any moment, beside readers, writers and other compactions: what was read is published again before its
+        files are removed, so rows are only ever repeated.
+        """
+        joined = 0
         for folder, schema in (
             (self.metrics, METRICS_SCHEMA),
             (self.rows, SCHEMA),
@@ -108,8 +117,10 @@ class Ledger:
                 continue
             table = self._concatenated(folder, schema)
             folder.write_table(f"compact-{uuid.uuid4().hex}.parquet", table)
-            for name in names:
-                folder.remove(name)
+            with ThreadPoolExecutor(_threads(folder)) as pool:
+                list(pool.map(folder.remove, names))
+            joined += len(names)
+        return joined
 
     def opened(self, folder: Folder) -> list[OpenTable]:
         """The files of `rows` or `metrics`, open, for who reads only some columns; damaged ones are set aside."""
@@ -122,7 +133,7 @@ class Ledger:
                 return conformed(table, schema)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise DataError(
-                    f"{folder.url}/{name} is no ledger of this project: {error}"
+                    f"{folder.located(name)} is no ledger of this project: {error}"
                 ) from error
 
         tables = self._each(folder, read)
@@ -138,19 +149,43 @@ class Ledger:
 
     def _tried(self, folder: Folder, read: Callable[[str], T]) -> list[T] | None:
         """None where a file vanished: a compaction elsewhere moved its rows to a new file."""
-        found = []
-        for name in folder.names(".parquet"):
-            try:
-                found.append(read(name))
-            except StorageError as error:
-                if not folder.exists(name):
+        names = folder.names(".parquet")
+        found: list[T] = []
+        pool = ThreadPoolExecutor(_threads(folder))
+        try:
+            for name, one in zip(names, pool.map(_caught(read), names), strict=True):
+                if not isinstance(one, StorageError):
+                    found.append(one)
+                elif not folder.exists(name):
                     return None
-                aside = folder.set_aside(name)
-                self.notices.append(
-                    f"{folder.url}/{name} is damaged and was set aside as {aside}; "
-                    f"its trials run again ({error.__cause__})"
-                )
+                elif isinstance(one, DamagedFileError):
+                    self._set_aside(folder, name, one)
+                else:  # storage that fails says nothing of the file
+                    raise one
+        finally:
+            pool.shutdown(cancel_futures=True)
         return found
+
+    def _set_aside(self, folder: Folder, name: str, error: DamagedFileError) -> None:
+        aside = folder.set_aside(name)
+        self.notices.append(
+            f"{folder.located(name)} is damaged and was set aside as {aside}; "
+            f"its trials run again ({error.__cause__})"
+        )
+
+
+def _caught(read: Callable[[str], T]) -> Callable[[str], T | StorageError]:
+    def caught(name: str) -> T | StorageError:
+        try:
+            return read(name)
+        except StorageError as error:
+            return error
+
+    return caught
+
+
+def _threads(folder: Folder) -> int:
+    return _LOCAL_THREADS if folder.is_local else _REMOTE_THREADS
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -1,272 +1,168 @@
-"""Where artifacts and ledgers lie: the only file that builds paths.
+"""Artifacts by key: each is a folder of files with a manifest of their SHA-256 (`artifact_layout` has the layout).
 
-`Folder` is a place on a `pyarrow.fs` filesystem with atomic writes. `ArtifactStore` keeps artifacts by key: each is
-a folder of files with a manifest of their SHA-256. An artifact is written aside and then published, so a
-reader sees a whole one or none; it is verified on every read, and a damaged one is set aside, never used.
+An artifact is written aside and then published, so a reader sees a whole one or none; it is verified when a job
+first reads it, and a damaged one is set aside, never used.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
-
-from backdoor_core.artifact_check import (
-    MANIFEST,
-    check_contents,
-    check_names,
-    check_tree,
-    sealed,
-    unsealed,
-)
+from backdoor_core.artifact_check import check_contents, check_names, check_tree
+from backdoor_core.artifact_layout import DAMAGED, MANIFEST, UNFINISHED, Manifest, place_of
 from backdoor_core.errors import (
-    ConfigError,
     DamagedArtifactError,
     StorageError,
     SweepError,
     UnsafeArtifactError,
 )
-from backdoor_core.fingerprint import file_sha256
+from backdoor_core.folder import Folder
+from backdoor_core.node_cache import NodeCache
+from backdoor_core.patience import is_missing, patiently, worded
+from backdoor_core.stock import Leaving, Published, leavings_in, published_in, still_left
 
 _LOG = logging.getLogger(__name__)
-__all__ = ["MANIFEST", "ArtifactStore", "Folder", "Shelf"]
-_ASIDE = "damaged"
-
-
-@contextmanager
-def _storage_errors(place: str) -> Iterator[None]:
-    """Words any error of a filesystem as one line that names the place."""
-    try:
-        yield
-    except SweepError:  # some are OSErrors too (a timeout, a refused access), and say more
-        raise
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(
-            f"cannot use {place}: {error}. Check that it exists, is writable and has free space"
-        ) from error
-
-
-class Folder:
-    """A folder on a filesystem, by URL (`s3://bucket/prefix`, `gs://...`) or local path.
-
-    Names inside it are relative and cannot leave it. Local writes are atomic (written aside, then renamed).
-    """
-
-    def __init__(self, url: str | Path) -> None:
-        text = str(url)
-        if "://" in text:
-            self.filesystem, root = fs.FileSystem.from_uri(text)
-        else:
-            self.filesystem, root = fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
-        self.root = root.rstrip("/")
-        self.url = text if "://" in text else self.root
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this is a folder of this machine's."""
-        return isinstance(self.filesystem, fs.LocalFileSystem)
-
-    def path(self, name: str) -> str:
-        """The filesystem path of `name`. Raises ConfigError for a name that would leave the folder."""
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ConfigError(f"not a name inside {self.url}: {name!r}")
-        return f"{self.root}/{name}" if name else self.root
-
-    def child(self, name: str) -> Folder:
-        """The folder `name` inside this one."""
-        other = Folder.__new__(Folder)
-        other.filesystem, other.root = self.filesystem, self.path(name)
-        other.url = f"{self.url}/{name}"
-        return other
-
-    def make(self) -> Folder:
-        """Creates the folder where it is missing. Raises StorageError where it cannot be written."""
-        with _storage_errors(self.url):
-            self.filesystem.create_dir(self.root, recursive=True)
-            if self.is_local:
-                with tempfile.TemporaryFile(dir=self.root):
-                    pass
-        return self
-
-    def exists(self, name: str = "") -> bool:
-        """Whether a file or folder `name` is there."""
-        with _storage_errors(self.url):
-            return bool(self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound)
-
-    def names(self, suffix: str = "") -> list[str]:
-        """The visible files directly inside, sorted; an absent folder has none."""
-        with _storage_errors(self.url):
-            selector = fs.FileSelector(self.root, allow_not_found=True)
-            found = [
-                info.base_name
-                for info in self.filesystem.get_file_info(selector)
-                if info.type == fs.FileType.File
-            ]
-        return sorted(n for n in found if n.endswith(suffix) and not n.startswith("."))
-
-    def read(self, name: str) -> bytes:
-        """A file's bytes. Raises StorageError."""
-        with (
-            _storage_errors(self.path(name)),
-            self.filesystem.open_input_stream(self.path(name)) as stream,
-        ):
-            return bytes(stream.read())
-
-    def write(self, name: str, data: bytes) -> None:
-        """Publishes a file in one step: readers see the old one or the new one, whole."""
-        target = self.path(name)
-        with _storage_errors(target):
-            if not self.is_local:
-                with self.filesystem.open_output_stream(target) as stream:
-                    stream.write(data)
-                return
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            aside = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"
-            try:
-                with open(aside, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(aside, target)
-            finally:
-                Path(aside).unlink(missing_ok=True)
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Publishes a Parquet file (zstd) in one step."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write(name, sink.getvalue().to_pybytes())
-
-    def read_table(self, name: str) -> pa.Table:
-        """A Parquet file as a table. Raises StorageError where it is truncated or not Parquet."""
-        with _storage_errors(self.path(name)):
-            return pq.read_table(pa.BufferReader(self.read(name)))
-
-    def remove(self, name: str) -> None:
-        """Deletes a file; one that is already gone is fine."""
-        with _storage_errors(self.path(name)):
-            if self.exists(name):
-                self.filesystem.delete_file(self.path(name))
-
-    def set_aside(self, name: str) -> str:
-        """Moves a damaged file or folder into `damaged/` here; returns its new name."""
-        new = f"{_ASIDE}/{name.replace('/', '-')}-{uuid.uuid4().hex[:8]}"
-        with _storage_errors(self.path(name)):
-            self.filesystem.create_dir(self.path(_ASIDE), recursive=True)
-            if self.exists(name):
-                self._move(self.path(name), self.path(new))
-        return new
-
-    def _move(self, old: str, new: str) -> None:
-        whole = self.filesystem.get_file_info(old).type == fs.FileType.File
-        if self.is_local or whole:
-            self.filesystem.move(old, new)
-            return
-        # Object stores move files, but no folders.
-        for info in self.filesystem.get_file_info(fs.FileSelector(old, recursive=True)):
-            if info.type == fs.FileType.File:
-                self.filesystem.move(info.path, f"{new}{info.path[len(old) :]}")
-        if self.filesystem.get_file_info(old).type != fs.FileType.NotFound:
-            self.filesystem.delete_dir(old)
+_TRIES = 3
+"""How often a job makes an artifact that is damaged, or deleted, before it can be read."""
 
 
 class ArtifactStore:
     """Artifacts by key over a `Folder`. Two writers of one key leave one whole artifact.
 
-    On a filesystem of this machine `open` gives the artifact's own folder; elsewhere a verified copy in a cache
-    folder of this machine.
+    On a filesystem of this machine `open` gives the artifact's own folder; elsewhere a verified copy in this
+    machine's cache (`node_cache`), which stays there while this store lives.
     """
 
     def __init__(self, url: str | Path) -> None:
         self.folder = Folder(url)
+        self.fetched = 0
+        """How many artifacts were fetched from remote storage through this store."""
+        self._cache: NodeCache | None = None
 
     def __reduce__(self) -> tuple[type[ArtifactStore], tuple[str]]:
         return (ArtifactStore, (self.folder.url,))
 
-    @staticmethod
-    def _place(key: str) -> str:
-        return f"objects/{key[:2]}/{key}"
+    @property
+    def cache(self) -> NodeCache:
+        """This machine's copies; for remote stores only."""
+        if self._cache is None:
+            self._cache = NodeCache()
+        return self._cache
 
     def has(self, key: str) -> bool:
         """Whether a published artifact has this key (its bytes are not read)."""
-        return self.folder.exists(f"{self._place(key)}/{MANIFEST}")
+        return self.folder.exists(f"{place_of(key)}/{MANIFEST}")
 
     def open(self, key: str) -> Path:
         """A local folder with the artifact's files, verified now.
 
-        Raises StorageError where there is none, DamagedArtifactError where a file's SHA-256 differs from
-        its manifest's, and UnsafeArtifactError where it holds what is never loaded (see `artifact_check`); the
-        artifact has then been set aside.
+        Raises StorageError where there is none, DamagedArtifactError where it does not have the bytes that its
+        manifest names, and UnsafeArtifactError where it holds what is never loaded (see `artifact_check`); the artifact
+        has then been set aside.
         """
-        place = self._place(key)
+        data = self._manifest(key)
         try:
-            files: dict[str, str] = unsealed(self.folder.read(f"{place}/{MANIFEST}"))["files"]
-            check_names(files)
-            local = (
-                Path(self.folder.path(place))
-                if self.folder.is_local
-                else self._fetched(place, files)
-            )
-            root = Path(self.folder.root) if self.folder.is_local else local.parent
-            check_tree(local, files, root=root, alone=self.folder.is_local)
-            for name, sha in files.items():
-                if file_sha256(local / name) != sha:
-                    raise ValueError(f"SHA-256 of {name} is not the published one")
-            check_contents(local, files)
-            return local
-        except UnsafeArtifactError as error:
-            raise self._unsafe(key, place, str(error)) from error
-        except FileNotFoundError as error:
-            raise self._damaged(key, place, f"a file is missing: {error}") from error
-        except StorageError as error:
-            if not self.has(key):
-                raise StorageError(f"no artifact {key} in {self.folder.url}") from error
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise self._damaged(key, place, f"a file is missing: {error.__cause__}") from error
-            raise
+            manifest = Manifest.parse(data)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(key, place, str(error)) from error
-
-    def _damaged(self, key: str, place: str, why: str) -> DamagedArtifactError:
-        aside = self.folder.set_aside(place)
-        return DamagedArtifactError(
-            f"artifact {key[:12]} was damaged ({why}); set aside as {self.folder.url}/{aside}"
+            raise self._damaged(key, data, f"its manifest cannot be read: {error}") from error
+        try:
+            check_names(manifest.files)
+            if self.folder.is_local:
+                local = Path(self.folder.path(manifest.place(key)))
+                check_tree(local, manifest.files, root=Path(self.folder.root))
+                bad = _differing(manifest, local)
+            else:
+                local, bad = self._copied(key, data, manifest)
+            if not bad:
+                check_contents(local, manifest.files)
+                return local
+        except UnsafeArtifactError as error:
+            raise self._unsafe(key, data, str(error)) from error
+        raise self._damaged(
+            key, data, f"SHA-256 of {', '.join(bad)} is not the published one, or it is missing"
         )
 
-    def _unsafe(self, key: str, place: str, why: str) -> UnsafeArtifactError:
+    def _manifest(self, key: str) -> bytes:
+        try:
+            return self.folder.read(f"{place_of(key)}/{MANIFEST}")
+        except StorageError as error:
+            if is_missing(error.__cause__):
+                raise StorageError(f"no artifact {key} in {self.folder.url}") from error
+            raise
+
+    def _copied(self, key: str, data: bytes, manifest: Manifest) -> tuple[Path, list[str]]:
+        """This machine's copy of a remote artifact, and the files that are not what was published.
+
+        Files of the copy that differ are fetched once more: the damage may be this machine's.
+        """
+        name = self._copy_name(key, data)
+        local, _ = self.cache.ensured(name, lambda folder: self._fetch(key, manifest, folder))
+        bad = _differing(manifest, local)
+        if bad:
+            _LOG.warning("artifact %s: %s differs here; fetched again", key[:12], ", ".join(bad))
+            self._fetch(key, manifest, local, bad)
+            bad = _differing(manifest, local)
+        return local, bad
+
+    def _copy_name(self, key: str, manifest: bytes) -> str:
+        """A copy belongs to a place, a key and a manifest: an artifact that was built anew is another one."""
+        said = b"\0".join([self.folder.url.encode(), key.encode(), manifest])
+        return hashlib.sha256(said).hexdigest()
+
+    def _fetch(
+        self, key: str, manifest: Manifest, folder: Path, names: Iterable[str] | None = None
+    ) -> None:
+        """Copies files of an artifact to a local folder; those that are missing there stay missing."""
+        start, size, missing = time.perf_counter(), 0, False
+        for name in manifest.files if names is None else names:
+            try:
+                size += self.folder.fetch(f"{manifest.place(key)}/{name}", folder / name)
+            except StorageError as error:
+                if not is_missing(error.__cause__):
+                    raise
+                missing = True
+        if missing and not self.has(key):
+            raise StorageError(f"no artifact {key} in {self.folder.url}: it was deleted just now")
+        self.fetched += 1
+        _LOG.info("fetched artifact %s: %d bytes, %.1f s", key, size, time.perf_counter() - start)
+
+    def _damaged(self, key: str, data: bytes, why: str) -> StorageError:
+        """Sets an artifact aside, unless another process has done so (and perhaps published a new one) meanwhile."""
+        said = f"artifact {key[:12]} was damaged ({why})"
+        if self._manifest(key) != data:
+            return DamagedArtifactError(f"{said}; another process has replaced it")
+        return DamagedArtifactError(f"{said}; set aside as {self._set_aside(key, data)}")
+
+    def _unsafe(self, key: str, data: bytes, why: str) -> UnsafeArtifactError:
         """Set aside like a damaged one, but never built again unasked: who put it there is worth a question."""
-        aside = self.folder.set_aside(place)
         return UnsafeArtifactError(
             f"artifact {key[:12]} was refused: {why}; nothing of it was loaded. It was set aside as "
-            f"{self.folder.url}/{aside}; if you trust this store all the same, run again to build it anew"
+            f"{self._set_aside(key, data)}; if you trust this store all the same, run again to build it anew"
         )
 
-    def _fetched(self, place: str, files: dict[str, str]) -> Path:
-        cache = Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / "backdoor-sweeps-cache"
-        local = cache / hashlib.sha256(f"{self.folder.url}/{place}".encode()).hexdigest()
-        for name, sha in files.items():
-            target = local / name
-            if not target.is_file() or file_sha256(target) != sha:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-                aside.write_bytes(self.folder.read(f"{place}/{name}"))
-                aside.replace(target)
-        return local
+    def _set_aside(self, key: str, data: bytes) -> str:
+        """Moves an artifact out of the way; returns where it is then."""
+        place = place_of(key)
+        aside = f"{DAMAGED}/{place.replace('/', '-')}-{uuid.uuid4().hex[:8]}"
+        if self.folder.is_local:
+            self.folder.move(place, aside)
+        else:  # object stores move single files; without its manifest the artifact is gone
+            for name in (f"{place}/{MANIFEST}", *_files(key, data)):
+                self.folder.move(name, f"{aside}/{name[len(place) + 1 :]}")
+        return self.folder.located(aside)
 
     def facts(self, key: str) -> dict[str, Any]:
         """What the builder wrote down beside the files (seconds, device, counts)."""
-        return dict(unsealed(self.folder.read(f"{self._place(key)}/{MANIFEST}"))["facts"])
+        return dict(Manifest.parse(self._manifest(key)).facts)
 
     def put(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> bool:
         """Publishes an artifact; `write` fills an empty local folder and may return facts (JSON).
@@ -274,59 +170,114 @@ class ArtifactStore:
         False where another writer was first (its artifact stays). Whatever goes wrong, nothing half-written
         is ever visible under the key.
         """
-        place = self._place(key)
-        if not self.folder.is_local:
-            with tempfile.TemporaryDirectory() as name:
-                manifest = self._filled(Path(name), write)
-                if self.has(key):
-                    return False
-                for file in manifest["files"]:
-                    self.folder.write(f"{place}/{file}", (Path(name) / file).read_bytes())
-                self.folder.write(f"{place}/{MANIFEST}", sealed(manifest))
-            return True
-        target = Path(self.folder.path(place))
-        aside = Path(self.folder.path(f"tmp/{key[:16]}-{uuid.uuid4().hex}"))
-        with _storage_errors(self.folder.url):
-            aside.mkdir(parents=True)
-        try:
-            with _storage_errors(self.folder.url):
-                manifest = self._filled(aside, write)
-                (aside / MANIFEST).write_bytes(sealed(manifest))
-                target.parent.mkdir(parents=True, exist_ok=True)
-            return self._published(key, aside, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        return self._put_local(key, write) if self.folder.is_local else self._sent(key, write)
 
-    def _published(self, key: str, aside: Path, target: Path) -> bool:
-        with _storage_errors(self.folder.url):
-            try:
-                os.rename(aside, target)
-            except OSError:
-                if self.has(key):
-                    return False
-                if not target.exists():
-                    raise
-                # A folder without its manifest was never published by us, and is no use to anyone.
-                self.folder.set_aside(self._place(key))
-                os.rename(aside, target)
+    def _sent(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> bool:
+        """Files first, under a name that nobody knows; then the manifest, in one put."""
+        with self.cache.scratch() as folder:
+            manifest = _filled(folder, write, uuid.uuid4().hex)
+            if self.has(key):
+                return False
+            for name in manifest.files:
+                self.folder.send(folder / name, f"{manifest.place(key)}/{name}")
+            if self.has(key):
+                self.folder.remove_folder(manifest.place(key))
+                return False
+            data = manifest.dump()
+            self.folder.write(f"{place_of(key)}/{MANIFEST}", data)
+            self.cache.adopt(self._copy_name(key, data), folder)
         return True
 
-    @staticmethod
-    def _filled(folder: Path, write: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
-        facts = write(folder)
-        files = {
-            file.relative_to(folder).as_posix(): file_sha256(file)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
-        return {"files": files, "facts": facts or {}}
+    def _put_local(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> bool:
+        aside = f"{UNFINISHED}/{key[:16]}-{uuid.uuid4().hex}"
+        folder = Path(self.folder.path(aside))
+        patiently(str(folder), lambda: folder.mkdir(parents=True, exist_ok=True))
+        try:
+            manifest = _filled(folder, write)
+            patiently(str(folder), lambda: (folder / MANIFEST).write_bytes(manifest.dump()))
+            return patiently(self.folder.url, lambda: self._renamed(key, folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _renamed(self, key: str, aside: Path) -> bool:
+        target = Path(self.folder.path(place_of(key)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(aside, target)
+        except OSError as error:
+            if (target / MANIFEST).exists():
+                # Of another writer, or our own: a network filesystem may fail after it has renamed.
+                return not aside.exists()
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            # A folder without its manifest was never published by us, and is no use to anyone.
+            self.folder.set_aside(place_of(key))
+            os.rename(aside, target)
+        return True
+
+    def keys(self) -> Iterator[Published]:
+        """Every published artifact: key, bytes, and when its newest file was written. One listing for all."""
+        return published_in(self.folder)
+
+    def leavings(self) -> Iterator[Leaving]:
+        """What writers left unpublished, and what was set aside as damaged; `remove_leaving` takes one.
+
+        A leaving may belong to a writer that is still at work: only its age tells.
+        """
+        return leavings_in(self.folder)
+
+    def remove(self, key: str) -> None:
+        """Deletes an artifact, its manifest first; one that is not there is fine."""
+        if self.folder.is_local:
+            gone = f"{UNFINISHED}/{key[:16]}-{uuid.uuid4().hex}"
+            self.folder.move(place_of(key), gone)
+            self.folder.remove_folder(gone)
+            return
+        try:
+            data = self._manifest(key)
+        except StorageError as error:
+            if self.has(key):
+                raise
+            _LOG.debug("nothing to remove: %s", error)
+            return
+        for name in (f"{place_of(key)}/{MANIFEST}", *_files(key, data)):
+            self.folder.remove(name)
+
+    def remove_leaving(self, leaving: Leaving) -> None:
+        """Deletes a leaving; one that is gone, or belongs to a published artifact by now, is left alone."""
+        for name in still_left(self.folder, leaving):
+            self.folder.remove(name)
+        if leaving.kind != "unnamed":
+            self.folder.remove_folder(leaving.name)
 
     def size_bytes(self, key: str) -> int:
         """Bytes that the artifact takes."""
-        selector = fs.FileSelector(
-            self.folder.path(self._place(key)), recursive=True, allow_not_found=True
-        )
-        return sum(info.size or 0 for info in self.folder.filesystem.get_file_info(selector))
+        return sum(file.size_bytes for file in self.folder.files(place_of(key)))
+
+
+def _differing(manifest: Manifest, folder: Path) -> list[str]:
+    return patiently(str(folder), lambda: manifest.differing(folder))
+
+
+def _files(key: str, manifest: bytes) -> list[str]:
+    """The files that a manifest names; none where it cannot be read (they are leavings then)."""
+    try:
+        read = Manifest.parse(manifest)
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [f"{read.place(key)}/{name}" for name in read.files]
+
+
+def _filled(
+    folder: Path, write: Callable[[Path], dict[str, Any] | None], writer: str = ""
+) -> Manifest:
+    try:
+        facts = write(folder)
+        return Manifest.of_folder(folder, facts or {}, writer)
+    except SweepError:  # some are OSErrors too, and say more
+        raise
+    except OSError as error:
+        raise worded(str(folder), error) from error
 
 
 class Shelf:
@@ -342,15 +293,23 @@ class Shelf:
 
     def ensured(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> Path:
         """The artifact's folder; built where it is missing, set aside and rebuilt where it is damaged."""
-        if key in self._verified:
-            return self._verified[key]
-        if self.store.has(key):
+        for _ in range(_TRIES):
+            if key in self._verified:
+                break
+            if not self.store.has(key):
+                self.store.put(key, write)
             try:
                 self._verified[key] = self.store.open(key)
-                return self._verified[key]
             except DamagedArtifactError as error:
                 self.notices.append(f"{error}; rebuilt")
                 _LOG.warning("%s; building it again", error)
-        self.store.put(key, write)
-        self._verified[key] = self.store.open(key)
+            except UnsafeArtifactError:
+                raise
+            except StorageError:
+                if self.store.has(key):
+                    raise  # else it was deleted after the first look
+        if key not in self._verified:
+            raise StorageError(
+                f"artifact {key} in {self.store.folder.url} was damaged or deleted {_TRIES} times in a row"
+            )
         return self._verified[key]

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from backdoor_core.errors import StorageError
-from backdoor_core.store import Folder
+from backdoor_core.folder import Folder
 
 _LOG = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0

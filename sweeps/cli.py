@@ -342,7 +342,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
 
     click.echo(
         f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
-        f"ledger: {ledger.out.url}/ledger"
+        f"ledger: {ledger.rows.url}"
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)
@@ -361,13 +361,13 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @click.option("--trials", is_flag=True, help="List every trial with its key.")
 @_json_option
-def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
-    """Say what an output folder holds, what failed, and where the store is."""
-    from backdoor_core.store import Folder
+def status(out: str, store: str | None, trials: bool, as_json: bool) -> None:
+    """Say what an output folder (or URL) holds, what failed, and where the store is."""
+    from backdoor_core.folder import Folder
     from sweeps.inspect import noted_store, status_of
     from sweeps.plan import default_store
 
@@ -377,12 +377,12 @@ def status(out: Path, store: str | None, trials: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("key")
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 def logs(key: str, out: str) -> None:
     """Print the log of the job that made a trial (its key, or the start of it)."""
     from sweeps.inspect import log_text
 
-    click.echo(log_text(Path(out), key), nl=False)
+    click.echo(log_text(out, key), nl=False)
 
 
 @main.command("ls")
@@ -405,7 +405,7 @@ def list_methods(family: str, as_json: bool) -> None:
 @main.command()
 @click.argument("outs", metavar="OUT...", nargs=-1, required=True)
 @click.option("--to", "destination", type=click.Path(path_type=Path), default=None,
-              help="Folder for the report (default: the output folder; needed for several).")  # fmt: skip
+              help="Folder for the report (default: the output folder; needed for several or a URL).")  # fmt: skip
 @click.option("--svg", type=click.Path(path_type=Path), default=None,
               help="Also write the worst-case trade-off plot as an SVG file.")  # fmt: skip
 @click.option("--by-attack", is_flag=True,
@@ -433,7 +433,7 @@ def report(
 ) -> None:
     """Write report.html, summary.csv and summary.md.
 
-    OUT... are output folders that are read together.
+    OUT... are output folders (or URLs) that are read together.
     """
     import analysis
     from analysis import report as reports
@@ -445,6 +445,8 @@ def report(
         raise click.UsageError(
             f"say where a report of several folders goes: --to FOLDER (in {outs[0]} it would replace that sweep's own)"
         )
+    if "://" in outs[0] and destination is None:
+        raise click.UsageError("say where the report of a URL goes: --to FOLDER")
     if svg is not None or cd is not None:
         require_matplotlib()
     results = analysis.load(outs)
@@ -480,7 +482,7 @@ def _examples(
 def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: bool) -> None:
     """Rank defense settings by their worst case over attacks, and say what was refused and why.
 
-    OUT... are output folders that are read together. Prints Markdown, or JSON.
+    OUT... are output folders (or URLs) that are read together. Prints Markdown, or JSON.
     """
     import analysis
     from analysis import leaderboard as ranking
@@ -492,7 +494,7 @@ def leaderboard(outs: tuple[str, ...], budget: float, min_seeds: int, as_json: b
 @main.command()
 @click.argument("key")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @_trust_options
 def export(
@@ -502,13 +504,13 @@ def export(
     from sweeps.export import Trust, export_model
 
     trust = Trust(code=trust_code, data=data)
-    click.echo(f"model: {export_model(Path(out), key, folder, store, trust)}")
+    click.echo(f"model: {export_model(out, key, folder, store, trust)}")
 
 
 @main.command()
 @click.argument("key")
 @click.argument("texts", type=click.File("r", encoding="utf-8"), default="-")
-@click.option("--out", default=".", help="Output folder, or a folder of them (runs).")
+@click.option("--out", default=".", help="Output folder or URL, or a folder of them (runs).")
 @click.option("--store", default=None, help="Artifact store (default: that of the run).")
 @_trust_options
 @_json_option
@@ -525,7 +527,7 @@ def predict(
     from sweeps.export import Trust, answers
 
     trust = Trust(code=trust_code, data=data)
-    for answer in answers(Path(out), key, [line.rstrip("\n") for line in texts], store, trust):
+    for answer in answers(out, key, [line.rstrip("\n") for line in texts], store, trust):
         if as_json:
             click.echo(json.dumps(answer))
         else:

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from backdoor_core import __version__
 from backdoor_core.errors import SweepError
-from backdoor_core.store import Folder
+from backdoor_core.folder import Folder
 from sweeps.plan import BF16_CPU_FLAGS, cpu_flags, default_store
 
 Level = Literal["ok", "warning", "problem"]

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from backdoor_core.attack import Attack
 from backdoor_core.errors import StorageError
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
 from backdoor_core.record import TrialRecord
 from backdoor_core.spec import TrialSpec, digest
-from backdoor_core.store import ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from sweeps.claims import Claims
 from sweeps.schedule import Job, JobKind, Outcome
 

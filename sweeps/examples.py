@@ -14,9 +14,10 @@ from backdoor_core.corpus import Corpus
 from backdoor_core.defense import Decision
 from backdoor_core.errors import ConfigError, SweepError
 from backdoor_core.evaluation import fixed_target
+from backdoor_core.folder import Folder
 from backdoor_core.pipeline import SCORED_SPLITS, Observations, Pipeline, Workshop
 from backdoor_core.spec import digest
-from backdoor_core.store import ArtifactStore, Folder, Shelf
+from backdoor_core.store import ArtifactStore, Shelf
 from backdoor_core.trial import decider
 from sweeps.inspect import noted_store
 from sweeps.plan import default_store

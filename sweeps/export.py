@@ -13,7 +13,7 @@ from typing import Any
 from backdoor_core.corpus import Corpus, Row
 from backdoor_core.errors import ConfigError, StorageError
 from backdoor_core.pipeline import Pipeline, Workshop
-from backdoor_core.store import ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import decider
 from sweeps.inspect import find_trial, noted_store
 from sweeps.plan import default_store
@@ -31,7 +31,7 @@ class Trust:
 
 
 def _opened(
-    out: Path, key: str, store: str | None, trust: Trust
+    out: str | Path, key: str, store: str | None, trust: Trust
 ) -> tuple[Workshop, Pipeline, dict[str, Any]]:
     """The workshop and pipeline of a trial that went well, on the threads that it ran with."""
     import torch
@@ -41,12 +41,12 @@ def _opened(
         raise ConfigError(f"trial {key} is {row['status']}: {row['error']}; it left no guard")
     spec = trusted_spec(row, trust_code=trust.code, data=trust.data)
     torch.set_num_threads(int(row["threads"] or 1))
-    place = store or noted_store(Folder(folder)) or default_store()
+    place = store or noted_store(folder) or default_store()
     return Workshop(ArtifactStore(place)), Pipeline(spec), row
 
 
 def export_model(
-    out: Path, key: str, folder: Path, store: str | None = None, trust: Trust | None = None
+    out: str | Path, key: str, folder: Path, store: str | None = None, trust: Trust | None = None
 ) -> Path:
     """Writes the model after all repairs as `save_pretrained` leaves it, and a card beside it.
 
@@ -94,7 +94,7 @@ def _card(row: dict[str, Any], pipeline: Pipeline) -> str:
 
 
 def answers(
-    out: Path,
+    out: str | Path,
     key: str,
     lines: list[str],
     store: str | None = None,

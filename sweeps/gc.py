@@ -15,9 +15,11 @@ from typing import Any
 
 from pyarrow import fs
 
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import ConfigError, StorageError
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
-from backdoor_core.store import MANIFEST, ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from sweeps.claims import HEARTBEAT_S, TTL_S
 from sweeps.elsewhere import Elsewhere, claims_of
 from sweeps.inspect import noted_store

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from backdoor_core import catalog
 from backdoor_core.errors import ConfigError, DataError
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
-from backdoor_core.store import Folder
 from backdoor_core.task import TaskData
 from sweeps.config import Sweep
 from sweeps.trust import printable, trusted_store
@@ -108,7 +108,7 @@ def note_run(out: Folder, sweep: Sweep, tasks: Iterable[TaskData]) -> None:
     _note(out, RUN_NOTE, json.dumps(note, indent=2).encode())
 
 
-def status_of(out: Path, store: str) -> Status:
+def status_of(out: str | Path, store: str) -> Status:
     """The state of an output folder. Raises ConfigError where there is no ledger."""
     ledger = _ledger(out)
     rows = _standing(ledger.table().to_pylist())
@@ -152,24 +152,25 @@ def _standing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _ledger(out: Path) -> Ledger:
+def _ledger(out: str | Path) -> Ledger:
     ledger = Ledger(out)
     if not ledger.rows.names(".parquet"):
-        raise ConfigError(f"no ledger in {out}; give the output folder of a run (runs/<name>)")
+        raise ConfigError(
+            f"no ledger in {ledger.out.url}; give the output folder of a run (runs/<name>)"
+        )
     return ledger
 
 
-def find_trial(out: Path, key: str) -> tuple[Path, dict[str, Any]]:
+def find_trial(out: str | Path, key: str) -> tuple[Folder, dict[str, Any]]:
     """The output folder and the row of a trial whose key starts with `key`.
 
-    `out` is an output folder or a folder above some (`runs`, or the one that holds `runs`). Raises ConfigError where
-    none or several match.
+    `out` is an output folder or a folder above some (`runs`, or the one that holds `runs`), or a URL of one or of the
+    folder right above some. Raises ConfigError where none or several match.
     """
-    folders = [out, *sorted(path.parent for path in out.glob("**/ledger") if path.is_dir())]
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for folder in dict.fromkeys(folders):
+    found: dict[str, tuple[Folder, dict[str, Any]]] = {}
+    for folder in _output_folders(Folder(out)):
         try:
-            rows = Ledger(folder).table().to_pylist()
+            rows = Ledger(folder.url).table().to_pylist()
         except DataError:  # somebody else's folder that is called `ledger` too
             continue
         for row in rows:
@@ -184,15 +185,38 @@ def find_trial(out: Path, key: str) -> tuple[Path, dict[str, Any]]:
     return next(iter(found.values()))
 
 
-def log_text(out: Path, key: str) -> str:
+def _output_folders(out: Folder) -> list[Folder]:
+    """The folder itself, and those below it that have a ledger."""
+    if out.is_local:
+        below = [path.parent for path in Path(out.root).glob("**/ledger") if path.is_dir()]
+        return [Folder(path) for path in dict.fromkeys([Path(out.root), *sorted(below)])]
+    if out.exists("ledger"):
+        return [out]
+    return [out, *(out.child(name) for name in out.folders() if out.exists(f"{name}/ledger"))]
+
+
+def log_text(out: str | Path, key: str) -> str:
     """The log of the job that made a trial. Raises ConfigError where it has none."""
     folder, row = find_trial(out, key)
-    log = folder / str(row["log"] or "")
-    if row["log"] and not log.resolve().is_relative_to((folder / LOGS).resolve()):
-        raise ConfigError(f"trial {key} names a log outside {folder / LOGS}; nothing was read")
-    if not row["log"] or not log.is_file():
-        raise ConfigError(f"trial {key} has no log in {folder} (it never started, or was skipped)")
-    return printable(log.read_text(encoding="utf-8", errors="replace"))
+    log = str(row["log"] or "")
+    if log and not _is_log(folder, log):
+        raise ConfigError(
+            f"trial {key} names a log outside {folder.located(LOGS)}; nothing was read"
+        )
+    if not log or not folder.exists(log):
+        raise ConfigError(
+            f"trial {key} has no log in {folder.url} (it never started, or was skipped)"
+        )
+    return printable(folder.read(log).decode("utf-8", errors="replace"))
+
+
+def _is_log(folder: Folder, name: str) -> bool:
+    """Whether the name of a log, which a ledger may have from anywhere, is that of a file in the folder of logs."""
+    if not name.startswith(f"{LOGS}/") or ".." in name.split("/"):
+        return False
+    if not folder.is_local:
+        return True
+    return Path(folder.path(name)).resolve().is_relative_to(Path(folder.path(LOGS)).resolve())
 
 
 def methods_of(plural: str) -> list[dict[str, Any]]:

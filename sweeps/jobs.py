@@ -8,10 +8,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from backdoor_core.errors import SweepError, error_class
@@ -26,6 +24,7 @@ from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
 from backdoor_core.tuning import Probe, probe
 from sweeps.config import Resources
+from sweeps.job_log import logged
 from sweeps.limits import limited
 from sweeps.memory import give_freed_memory_back, keep_freed_memory
 from sweeps.retries import parts_after, tries_again, wait_s
@@ -46,13 +45,13 @@ def run_job(payload: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     workshop = Workshop(ArtifactStore(context["store"]))
     specs = [TrialSpec.model_validate(spec) for spec in payload["specs"]]
     try:
-        with _logged(str(context["out"]), log):
+        with logged(str(context["out"]), log) as lost:
             outcome = _done(workshop, specs, payload, context, log)
     except OSError as error:  # the log itself cannot be written
-        outcome = {"error_class": error_class(error), "error": _worded(error)}
+        outcome, lost = {"error_class": error_class(error), "error": _worded(error)}, []
     return outcome | {
         "seconds": time.perf_counter() - start,
-        "notices": list(workshop.notices),
+        "notices": [*workshop.notices, *lost],
         "log": log,
     }
 
@@ -158,32 +157,3 @@ def _release_memory() -> None:
         gc.collect()
         torch.cuda.empty_cache()
     give_freed_memory_back()
-
-
-class _Redacting(logging.Formatter):
-    """Lines without secrets: an exception's message may hold a URL with credentials."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
-
-
-@contextmanager
-def _logged(out: str, name: str) -> Iterator[None]:
-    """Sends this project's log lines to the job's file, where the output folder is a local one."""
-    if "://" in out:
-        yield
-        return
-    path = Path(out) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("backdoor_core")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        handler.close()

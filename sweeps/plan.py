@@ -379,13 +379,13 @@ def _forget_held(plan: Plan) -> None:
     plan.jobs = {key: replace(job, needs=job.needs & jobs) for key, job in plan.jobs.items()}
 
 
-def default_store() -> Path:
+def default_store() -> str | Path:
     """The user's own artifact store: all sweeps share it, and so their victims.
 
     `BACKDOOR_SWEEPS_STORE` names another one; else it is in the user's cache folder.
     """
     if named := os.environ.get("BACKDOOR_SWEEPS_STORE"):
-        return Path(named)
+        return named
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "backdoor-sweeps"
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
 from backdoor_core.record import TrialRecord
@@ -70,7 +71,7 @@ def run_plan(
     searches = _searches(plan, store, ledger, progress, gate)
     progress.coming = searches.coming
     schedule = Schedule.of([*plan.jobs.values(), *searches.start()], progress, searches, gate)
-    context = {
+    context: dict[str, object] = {
         "store": store.folder.url,
         "out": ledger.out.url,
         "sweep": plan.sweep.name,
@@ -120,10 +121,12 @@ def _execute(
         with progress.shown():
             run_here(schedule, run_job, context, should_stop=should_stop)
         return
+    from sweeps.shared_place import require_shared
     from sweeps.tune_bridge import run_with_tune, slots_of, start_ray
 
     start_ray()
     interruption.watch()  # Ray has taken SIGTERM
+    require_shared([Folder(str(context["store"])), Folder(str(context["out"]))])
     slots = slots_of(sweep.resources, sweep.slots)
     progress.slots = slots
     with progress.shown():

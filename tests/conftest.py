@@ -7,10 +7,11 @@ Nothing imports torch before a test asks for it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,42 @@ from backdoor_core.store import ArtifactStore
 # A busy machine is no bug, and a suite that must pass draws the same examples every time.
 hypothesis_settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server on loopback (host:port), with dummy credentials in the environment of all tests that follow."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "dummy-id")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "dummy-secret")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def new_bucket(s3_endpoint: str) -> Callable[[], str]:
+    """Makes an empty bucket and returns its URL: `s3://name?endpoint_override=...&scheme=http`."""
+    from pyarrow import fs
+
+    filesystem = fs.S3FileSystem(
+        endpoint_override=s3_endpoint, scheme="http", allow_bucket_creation=True
+    )
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"bucket-{len(made)}")
+        filesystem.create_dir(made[-1])
+        return f"s3://{made[-1]}?endpoint_override={s3_endpoint}&scheme=http"
+
+    return make
 
 
 @pytest.fixture(scope="session")

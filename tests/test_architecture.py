@@ -20,6 +20,9 @@ METHOD_FOLDERS = ("tasks", "plms", "attacks", "defenses")
 ORDER = (
     "errors",
     "redact",
+    "patience",
+    "address",
+    "folder",
     "fingerprint",
     "rng",
     "parts",
@@ -35,7 +38,10 @@ ORDER = (
     "spec",
     "method",
     "record",
+    "artifact_layout",
     "artifact_check",
+    "node_cache",
+    "stock",
     "store",
     "open_table",
     "ledger",
@@ -66,7 +72,9 @@ ORDER = (
 )
 # What method files build on, but the family's own base class: everything above `catalog`.
 BELOW_METHODS = frozenset(ORDER[: ORDER.index("catalog")])
-ANALYSIS_READS = frozenset({"errors", "spec", "record", "store", "open_table", "ledger"})
+ANALYSIS_READS = frozenset(
+    {"errors", "spec", "record", "address", "folder", "store", "open_table", "ledger"}
+)
 HEAVY = frozenset({"torch", "transformers", "datasets", "sentence_transformers", "ray"})
 FORBIDDEN_STEMS = frozenset({"utils", "util", "common", "helpers", "helper", "base", "misc"})
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"})

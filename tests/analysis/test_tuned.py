@@ -10,9 +10,9 @@ import pytest
 import analysis
 from analysis.tuned import tuning_rows
 from backdoor_core.errors import DataError
+from backdoor_core.folder import Folder
 from backdoor_core.record import TUNING_SCHEMA
 from backdoor_core.spec import Tuning
-from backdoor_core.store import Folder
 
 
 def _write(

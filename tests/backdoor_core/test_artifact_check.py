@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backdoor_core.artifact_check import MANIFEST, check_model_folder, check_names, sealed, unsealed
+from backdoor_core.artifact_check import check_model_folder, check_names
+from backdoor_core.artifact_layout import MANIFEST, sealed, unsealed
 from backdoor_core.errors import DamagedArtifactError, StorageError, UnsafeArtifactError
 from backdoor_core.fingerprint import file_sha256
 from backdoor_core.store import ArtifactStore

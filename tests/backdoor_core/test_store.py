@@ -14,9 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fsspec.implementations.local import LocalFileSystem
-from pyarrow import fs
 
+from backdoor_core.artifact_layout import MANIFEST, Manifest, place_of
 from backdoor_core.errors import (
     AccessError,
     ConfigError,
@@ -24,7 +23,8 @@ from backdoor_core.errors import (
     JobTimeoutError,
     StorageError,
 )
-from backdoor_core.store import MANIFEST, ArtifactStore, Folder
+from backdoor_core.folder import Folder
+from backdoor_core.store import ArtifactStore
 
 KEY = "ab" * 32
 
@@ -36,36 +36,20 @@ def write_two(folder: Path) -> dict[str, Any]:
     return {"rows": 3}
 
 
-class ObjectHandler(fs.FSSpecHandler):  # type: ignore[misc]
-    """A filesystem as an object store is: folders need not exist, and cannot be moved."""
-
-    def move(self, src: str, dest: str) -> None:
-        if Path(src).is_dir():
-            raise NotImplementedError("moving a folder is not supported")
-        super().move(src, dest)
-
-
-def object_store(root: Path) -> ArtifactStore:
-    store = ArtifactStore(root)
-    store.folder.filesystem = fs.PyFileSystem(ObjectHandler(LocalFileSystem(auto_mkdir=True)))
-    store.folder.url = f"object://{root}"
-    return store
-
-
-@pytest.fixture(params=["local", "object"])
+@pytest.fixture(params=["local", "s3"])
 def own_store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ArtifactStore:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    """An empty store, on a local filesystem and on S3; this machine's cache is the test's own."""
+    monkeypatch.setenv("BACKDOOR_SWEEPS_CACHE", str(tmp_path / "cache"))
     if request.param == "local":
         return ArtifactStore(tmp_path / "store")
-    store = object_store(tmp_path / "store")
-    assert not store.folder.is_local
-    return store
+    return ArtifactStore(below(request.getfixturevalue("new_bucket")(), "a/store"))
 
 
-def place_of(store: ArtifactStore, key: str = KEY) -> Path:
-    return Path(store.folder.root) / "objects" / key[:2] / key
+def below(url: str, name: str) -> str:
+    """The URL of `name` in the place that a URL names."""
+    return Folder(url).child(name).url
 
 
 def test_an_artifact_reads_as_it_was_written(own_store: ArtifactStore) -> None:
@@ -86,7 +70,7 @@ def test_an_absent_artifact_is_no_damaged_one(own_store: ArtifactStore) -> None:
     assert own_store.size_bytes(KEY) == 0
 
 
-def test_a_writer_that_raises_leaves_nothing(own_store: ArtifactStore) -> None:
+def test_a_writer_that_raises_leaves_nothing(own_store: ArtifactStore, tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
         raise RuntimeError("out of luck")
@@ -94,8 +78,8 @@ def test_a_writer_that_raises_leaves_nothing(own_store: ArtifactStore) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         own_store.put(KEY, write)
     assert not own_store.has(KEY)
-    root = Path(own_store.folder.root)
-    assert not [file for file in root.rglob("*") if file.is_file()]
+    assert not own_store.folder.files()
+    assert not list(tmp_path.rglob("half.txt"))
     assert own_store.put(KEY, write_two)
 
 
@@ -111,9 +95,8 @@ def test_an_error_of_the_work_stays_what_it_is(own_store: ArtifactStore, error: 
     assert caught.value is error
 
 
-def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
+def test_the_first_of_two_writers_wins(own_store: ArtifactStore) -> None:
     """Both are at work before either publishes; what is published is whole and one writer's."""
-    store = ArtifactStore(tmp_path)
     meeting = threading.Barrier(2)
     results: dict[str, bool] = {}
 
@@ -123,17 +106,20 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
                 (folder / f"{i}.txt").write_text(name)
             meeting.wait(timeout=30)
 
-        results[name] = store.put(KEY, write)
+        results[name] = ArtifactStore(own_store.folder.url).put(KEY, write)
 
     threads = [threading.Thread(target=writer, args=(name,)) for name in ("a", "b")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results.values()) == [False, True]
-    winner = next(name for name, won in results.items() if won)
-    assert {file.read_text() for file in store.open(KEY).glob("*.txt")} == {winner}
-    assert not list((tmp_path / "tmp").iterdir())
+    assert True in results.values()
+    found = {file.read_text() for file in own_store.open(KEY).glob("*.txt")}
+    assert len(found) == 1
+    if own_store.folder.is_local:
+        assert sorted(results.values()) == [False, True]
+        assert results[found.pop()], "it is the winner's"
+        assert not own_store.folder.child("tmp").folders()
 
 
 def test_two_processes_leave_one_whole_artifact(tmp_path: Path) -> None:
@@ -165,51 +151,72 @@ print(ArtifactStore(root).put("ab" * 32, write))
     assert len(texts) == 1
 
 
-def flipped(place: Path) -> None:
-    file = place / "deep" / "two.model"
-    data = bytearray(file.read_bytes())
+class Stored:
+    """The files of an artifact as they lie in the storage."""
+
+    def __init__(self, store: ArtifactStore, key: str = KEY) -> None:
+        self.folder = store.folder
+        self.manifest = f"{place_of(key)}/{MANIFEST}"
+        self.place = Manifest.parse(self.folder.read(self.manifest)).place(key)
+
+    def read(self, name: str) -> bytes:
+        return self.folder.read(self.manifest if name == MANIFEST else f"{self.place}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        self.folder.write(self.manifest if name == MANIFEST else f"{self.place}/{name}", data)
+
+
+def flipped(stored: Stored) -> None:
+    data = bytearray(stored.read("deep/two.model"))
     data[100] ^= 1
-    file.write_bytes(bytes(data))
+    stored.write("deep/two.model", bytes(data))
 
 
-def truncated(place: Path) -> None:
-    file = place / "deep" / "two.model"
-    file.write_bytes(file.read_bytes()[:-1])
+def truncated(stored: Stored) -> None:
+    stored.write("deep/two.model", stored.read("deep/two.model")[:-1])
 
 
-def emptied(place: Path) -> None:
-    (place / "one.txt").write_bytes(b"")
+def emptied(stored: Stored) -> None:
+    stored.write("one.txt", b"")
 
 
-def missing(place: Path) -> None:
-    (place / "one.txt").unlink()
+def missing(stored: Stored) -> None:
+    stored.folder.remove(f"{stored.place}/one.txt")
 
 
-def manifest_garbage(place: Path) -> None:
-    (place / MANIFEST).write_bytes(b"\xff\xfe not json")
+def manifest_garbage(stored: Stored) -> None:
+    stored.write(MANIFEST, b"\xff\xfe not json")
 
 
-def manifest_cut(place: Path) -> None:
-    (place / MANIFEST).write_text((place / MANIFEST).read_text()[:-20])
+def manifest_cut(stored: Stored) -> None:
+    stored.write(MANIFEST, stored.read(MANIFEST)[:-20])
 
 
-def manifest_empty(place: Path) -> None:
-    (place / MANIFEST).write_bytes(b"")
+def manifest_empty(stored: Stored) -> None:
+    stored.write(MANIFEST, b"")
 
 
-def manifest_without_facts(place: Path) -> None:
-    kept = json.loads((place / MANIFEST).read_text())
-    (place / MANIFEST).write_text(json.dumps({"files": kept["files"]}))
+def changed(stored: Stored, **values: Any) -> None:
+    plain = json.loads(stored.read(MANIFEST)) | values
+    kept = {name: value for name, value in plain.items() if value is not None}
+    stored.write(MANIFEST, json.dumps(kept).encode())
 
 
-def manifest_of_a_list(place: Path) -> None:
-    (place / MANIFEST).write_text("[1, 2]")
+def manifest_without_facts(stored: Stored) -> None:
+    changed(stored, facts=None)
 
 
-def manifest_pointing_out(place: Path) -> None:
-    kept = json.loads((place / MANIFEST).read_text())
-    kept["files"]["../../escape.txt"] = "0" * 64
-    (place / MANIFEST).write_text(json.dumps(kept))
+def manifest_of_a_list(stored: Stored) -> None:
+    stored.write(MANIFEST, b"[1, 2]")
+
+
+def manifest_pointing_out(stored: Stored) -> None:
+    files = json.loads(stored.read(MANIFEST))["files"]
+    changed(stored, files=files | {"../../escape.txt": "0" * 64})
+
+
+def manifest_of_another_folder(stored: Stored) -> None:
+    changed(stored, writer="../../elsewhere")
 
 
 DAMAGES = [
@@ -223,45 +230,90 @@ DAMAGES = [
     manifest_without_facts,
     manifest_of_a_list,
     manifest_pointing_out,
+    manifest_of_another_folder,
 ]
+
+
+@pytest.fixture
+def elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[ArtifactStore], ArtifactStore]:
+    """The same store as a machine sees it that has fetched nothing yet."""
+    caches = iter(range(99))
+
+    def other(store: ArtifactStore) -> ArtifactStore:
+        monkeypatch.setenv("BACKDOOR_SWEEPS_CACHE", str(tmp_path / f"cache-{next(caches)}"))
+        return ArtifactStore(store.folder.url)
+
+    return other
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_set_aside_and_can_be_rebuilt(
-    own_store: ArtifactStore, damage: Callable[[Path], None]
+    own_store: ArtifactStore,
+    elsewhere: Callable[[ArtifactStore], ArtifactStore],
+    damage: Callable[[Stored], None],
 ) -> None:
     own_store.put(KEY, write_two)
-    damage(place_of(own_store))
+    damage(Stored(own_store))
+    reader = elsewhere(own_store)
     with pytest.raises(DamagedArtifactError, match="set aside"):
-        own_store.open(KEY)
-    assert not own_store.has(KEY)
-    aside = Path(own_store.folder.root) / "damaged"
-    assert len(list(aside.iterdir())) == 1
-    assert [file for file in aside.rglob("*") if file.is_file()]
-    assert own_store.put(KEY, write_two)
-    assert (own_store.open(KEY) / "one.txt").read_text() == "first"
+        reader.open(KEY)
+    assert not reader.has(KEY)
+    assert len(reader.folder.child("damaged").folders()) == 1
+    assert reader.folder.files("damaged")
+    assert reader.put(KEY, write_two)
+    assert (reader.open(KEY) / "one.txt").read_text() == "first"
+    assert (elsewhere(reader).open(KEY) / "one.txt").read_text() == "first"
 
 
 def test_damage_after_the_first_read_is_seen_too(own_store: ArtifactStore) -> None:
-    """A copy fetched before does not hide that the published bytes are intact or not."""
+    """In the place itself; where only this machine's copy was damaged, it is fetched again."""
     own_store.put(KEY, write_two)
-    local = own_store.open(KEY)
-    flipped(local)
+    file = own_store.open(KEY) / "deep" / "two.model"
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(bytes(data))
     if own_store.folder.is_local:
         with pytest.raises(DamagedArtifactError):
             own_store.open(KEY)
-    else:  # only this machine's copy was damaged: it is fetched again
+    else:
         assert (own_store.open(KEY) / "deep" / "two.model").read_bytes() == bytes(range(256))
+        assert own_store.fetched == 1
 
 
-def test_an_artifact_without_manifest_does_not_block_its_key(tmp_path: Path) -> None:
+def test_an_artifact_that_another_process_has_replaced_is_not_set_aside(
+    own_store: ArtifactStore,
+    elsewhere: Callable[[ArtifactStore], ArtifactStore],
+) -> None:
+    """Two jobs find the same damage; the second has looked before the first has built anew."""
+    own_store.put(KEY, write_two)
+    flipped(Stored(own_store))
+    reader = elsewhere(own_store)
+    differing, patch = Manifest.differing, pytest.MonkeyPatch()
+
+    def rebuilt_meanwhile(manifest: Manifest, folder: Path) -> list[str]:
+        found = differing(manifest, folder)
+        patch.undo()
+        with pytest.raises(DamagedArtifactError, match="set aside"):
+            elsewhere(own_store).open(KEY)
+        own_store.put(KEY, lambda folder: {**write_two(folder), "again": True})
+        return found
+
+    patch.setattr(Manifest, "differing", rebuilt_meanwhile)
+    with pytest.raises(DamagedArtifactError, match="another process has replaced it"):
+        reader.open(KEY)
+    assert reader.facts(KEY)["again"]
+    assert (reader.open(KEY) / "one.txt").read_text() == "first"
+
+
+def test_an_artifact_without_manifest_does_not_block_its_key(own_store: ArtifactStore) -> None:
     """What a crash of the machine, or an rsync that was cut short, leaves."""
-    store = ArtifactStore(tmp_path)
-    store.put(KEY, write_two)
-    (place_of(store) / MANIFEST).unlink()
-    assert not store.has(KEY)
-    assert store.put(KEY, write_two)
-    assert (store.open(KEY) / "one.txt").read_text() == "first"
+    own_store.put(KEY, write_two)
+    own_store.folder.remove(f"{place_of(KEY)}/{MANIFEST}")
+    assert not own_store.has(KEY)
+    assert own_store.put(KEY, write_two)
+    assert (own_store.open(KEY) / "one.txt").read_text() == "first"
 
 
 def test_a_store_travels_to_a_worker_by_its_url(tmp_path: Path) -> None:
@@ -371,10 +423,3 @@ def test_names_are_the_visible_files(tmp_path: Path) -> None:
     folder.remove("a.parquet")
     folder.remove("a.parquet")
     assert folder.names(".parquet") == ["b.parquet"]
-
-
-def test_urls_of_other_filesystems_are_opened() -> None:
-    assert Folder("file:///tmp/somewhere").is_local
-    assert not Folder("mock://bucket/prefix").is_local
-    with pytest.raises((StorageError, ValueError, OSError)):
-        Folder("nosuch://bucket/prefix")

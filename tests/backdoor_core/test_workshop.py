@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from backdoor_core import trial
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import DataError, NonFiniteLossError, error_class
 from backdoor_core.pipeline import REMEMBERED, Pipeline, Workshop, split_key
 from backdoor_core.record import FLAGS, SCHEMA
 from backdoor_core.spec import MethodSpec, TrialSpec
-from backdoor_core.store import MANIFEST, ArtifactStore
+from backdoor_core.store import ArtifactStore
 
 Trial = Callable[..., TrialSpec]
 BADNETS = {"name": "badnets", "poison_rate": 0.2, "words": ["cf"]}

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.ledger import Ledger
-from backdoor_core.store import MANIFEST
 
 KILLS = 5
 MARK = "BACKDOOR_SWEEPS_TEST_MARK"

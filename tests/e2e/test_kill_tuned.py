@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.ledger import Ledger
-from backdoor_core.store import MANIFEST
 
 KILLS = {"local": 5, "ray": 1}
 """Ray takes a while to start, and each kill starts it anew; test_kill.py kills it five times."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from backdoor_core.artifact_check import MANIFEST, sealed, unsealed
+from backdoor_core.artifact_layout import MANIFEST, sealed, unsealed
 from backdoor_core.errors import ConfigError
 from backdoor_core.fingerprint import file_sha256
 from backdoor_core.ledger import Ledger

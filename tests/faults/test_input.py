@@ -14,11 +14,12 @@ import pytest
 from click.testing import Result
 
 from backdoor_core import catalog
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import DependencyError
 from backdoor_core.grammar import reviews
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.store import MANIFEST, ArtifactStore
+from backdoor_core.store import ArtifactStore
 from sweeps.cli import EXIT_BAD_INPUT, EXIT_FAILED_TRIALS
 from sweeps.config import load_sweep
 from sweeps.plan import plan_sweep

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from backdoor_core.artifact_layout import MANIFEST
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
-from backdoor_core.store import MANIFEST, ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import spec_of
 
 Cli = Callable[..., Result]
@@ -129,7 +131,7 @@ def test_a_full_disk_while_the_ledger_is_written(
     def fails(folder: Folder, name: str, data: bytes) -> None:
         with monkeypatch.context() as patch:
             if full == "from the start" or name.endswith(".parquet"):
-                patch.setattr("backdoor_core.store.os.fsync", no_space)
+                patch.setattr("backdoor_core.folder.os.fsync", no_space)
             write(folder, name, data)
 
     with monkeypatch.context() as patch:

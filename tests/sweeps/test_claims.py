@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from backdoor_core.errors import StorageError
-from backdoor_core.store import Folder
+from backdoor_core.folder import Folder
 from sweeps.claims import Claims
 
 QUICK = {"heartbeat_s": 0.05, "ttl_s": 0.5, "again_s": 0.1}
@@ -123,7 +123,7 @@ def test_a_heartbeat_keeps_a_claim_for_longer_than_the_limit(folder: Folder) -> 
 
 def test_a_killed_process_of_this_machine_is_dead_at_once(folder: Folder) -> None:
     code = (
-        "import sys, time; from sweeps.claims import Claims; from backdoor_core.store import Folder\n"
+        "import sys, time; from sweeps.claims import Claims; from backdoor_core.folder import Folder\n"
         "claims = Claims(Folder(sys.argv[1])).__enter__(); claims.claim('a')\n"
         "sys.stdout.write('held\\n'); sys.stdout.flush(); time.sleep(600)"
     )

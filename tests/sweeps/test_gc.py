@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
+from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import ConfigError
+from backdoor_core.folder import Folder
 from backdoor_core.ledger import COMPACT_FILES, Ledger
-from backdoor_core.store import MANIFEST, ArtifactStore, Folder
+from backdoor_core.store import ArtifactStore
 from sweeps.claims import Claims
 from sweeps.gc import collect, seconds_of
 
