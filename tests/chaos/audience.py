@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from backdoor_core.errors import StorageError
-from backdoor_core.store import MANIFEST
+from backdoor_core.artifact_layout import MANIFEST
 from tests.chaos.stage import Stage
 from tests.chaos.sweep import Work
 
