@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from backdoor_core.errors import StorageError
 from backdoor_core.artifact_layout import MANIFEST
+from backdoor_core.errors import StorageError
 from tests.chaos.stage import Stage
 from tests.chaos.sweep import Work
 
