@@ -11,12 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backdoor_core.node_cache import CACHE_VARIABLE, LIMIT_VARIABLE
 from tests.chaos import isolation, processes
 
 PORT = 6379
 PATIENCE_S = 180
 _OBJECTS_BYTES = 80_000_000
+_CACHE_GIB = 0.001
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+def own_folders(temporary: Path) -> dict[str, str]:
+    """What a machine has for itself: temporary files, and a cache that is too small for what is read there."""
+    return {
+        "TMPDIR": str(temporary),
+        CACHE_VARIABLE: str(temporary / "cache"),
+        LIMIT_VARIABLE: str(_CACHE_GIB),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +116,7 @@ class Cluster:
                    f"--object-store-memory={_OBJECTS_BYTES}", *options]  # fmt: skip
         with (self._folder / f"node-{self._made}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=self._environment | {"TMPDIR": str(temporary)},
+                command, env=self._environment | own_folders(temporary),
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._made += 1

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from backdoor_core.ledger import Ledger
+from backdoor_core.node_cache import CACHE_VARIABLE
 from backdoor_core.store import ArtifactStore
 from tests.chaos import endpoint, isolation
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import Cluster, own_folders
 from tests.chaos.endpoint import Endpoint
 from tests.chaos.faults import Storage
 
@@ -38,7 +39,8 @@ class Stage:
         self.disk = folder / "disk"
         isolation.mount_memory(self.disk, size_mib=DISK_MIB)
         (self.disk / "tmp").mkdir()
-        self.environment = _environment() | {"TMPDIR": str(self.disk / "tmp")}
+        self.environment = _environment() | own_folders(self.disk / "tmp")
+        os.environ[CACHE_VARIABLE] = str(folder / "audience")
         self.endpoint: Endpoint | None = None
         if storage == "s3":
             # The audience asks the server itself, the sweep asks through the proxy.

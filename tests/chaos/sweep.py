@@ -34,6 +34,12 @@ _SECTIONS: dict[str, Any] = {
     "training": {"epochs": 2, "batch_rows": 32, "learning_rate": 1.0e-3, "max_tokens": 64},
     "resources": {"cpu": 1},
 }
+_FEW: dict[str, Any] = _SECTIONS | {
+    "attacks": [{"name": "badnets", "words": ["cf"], "poison_rate": 0.3}],
+    "defenses": ["none", {"name": "fine_mixing", "mixing_ratio": [0.2, 0.4, 0.6, 0.8]}],
+}
+"""Of which one seed is about ten jobs."""
+_FEW_JOBS = 40
 _MOST_SEEDS = 50
 
 
@@ -59,8 +65,9 @@ class Work:
 def written(folder: Path, least_jobs: int) -> Work:
     """Writes the sweep with as many seeds as it takes to have `least_jobs` jobs."""
     file = folder / "chaos.yaml"
+    sections = _SECTIONS if least_jobs > _FEW_JOBS else _FEW
     for seeds in range(1, _MOST_SEEDS):
-        file.write_text(yaml.safe_dump(_SECTIONS | {"seeds": seeds}), encoding="utf-8")
+        file.write_text(yaml.safe_dump(sections | {"seeds": seeds}), encoding="utf-8")
         work = _work(file, folder / "nothing")
         if work.jobs >= least_jobs:
             return work

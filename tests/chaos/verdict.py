@@ -91,8 +91,8 @@ def differing_copies(raw: list[Row]) -> list[str]:
 
 def _differing_metrics(found: Ledger, calm: Ledger) -> list[str]:
     def measured(ledger: Ledger) -> list[str]:
-        table = ledger.metrics_rows().drop_columns(["attempt"])
-        return sorted(map(str, table.to_pylist()))
+        rows = ledger.metrics_rows().drop_columns(["attempt"]).to_pylist()
+        return [" ".join([row.pop("key")[:12], *map(str, row.values())]) for row in rows]
 
     there, wanted = Counter(measured(found)), Counter(measured(calm))
     return [
