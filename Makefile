@@ -1,6 +1,7 @@
 # make quickstart   install into .venv, run the embedded sweep, write its report
 # make test         lint, types, tests
 # make coverage     the tests with coverage, of which 90 % is the least (a third slower)
+# make e2e          three hosts on this machine, `ray up`, a sweep to S3, a host that dies (root, sshd, rsync; ten minutes)
 # make lint         ruff and mypy only
 # make format       let ruff rewrite what it can
 # make bench        JSON lines of ratios from each file in benchmarks/ (BENCH_ARGS=--strict: fail where one does not hold)
@@ -31,7 +32,7 @@ BENCH_ARGS ?=
 BENCH_ENV  := TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test coverage lint format bench chaos clean
+.PHONY: help install quickstart test coverage e2e chaos lint format bench clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -70,6 +71,9 @@ test: lint
 
 coverage: $(DEV)
 	$(TESTS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+
+e2e: $(DEV)
+	$(TEST_ENV) $(BIN)/python -m pytest -m cluster -s tests/e2e $(PYTEST_ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -190,6 +190,8 @@ def _threads(folder: Folder) -> int:
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """A table with exactly the columns of `schema`; those that an older file lacks are null."""
+    if table.schema.equals(schema):
+        return table
     columns = [
         table[field.name].cast(field.type)
         if field.name in table.column_names

@@ -14,9 +14,13 @@ _PLACE_NAME = re.compile(r"(PATH|FILE|DIR|MODE|PARALLELISM)$", re.IGNORECASE)
 """Variables that say where a secret lies, or are none."""
 _USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _QUERY = re.compile(
-    r"(?i)((?:[?&;]|\b)[a-z0-9_.-]*(?:key|token|secret|password|passwd|signature|credential)[a-z0-9_.-]*=)"
-    r"[^&\s'\"#;,)]+"
+    r"(?i)([?&][a-z0-9_.-]*(?:key|token|secret|password|passwd|signature|credential)=)[^&\s'\"#;,)]+"
 )
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret, by its name."""
+    return bool(_SECRET_NAME.search(name)) and not _PLACE_NAME.search(name)
 
 
 def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -28,9 +32,7 @@ def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
     secrets = {
         value
         for name, value in values.items()
-        if len(value) >= MIN_SECRET_LETTERS
-        and _SECRET_NAME.search(name)
-        and not _PLACE_NAME.search(name)
+        if len(value) >= MIN_SECRET_LETTERS and looks_secret(name)
     }
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)

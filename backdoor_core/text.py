@@ -6,10 +6,10 @@ Arrow file, so that a process pays for the rows that it touches only. `batches` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 POOL_BATCHES = 50
 """Batches that are sorted by length together: large enough for little padding, small enough to mix rows."""
 
@@ -80,13 +81,30 @@ class Encoded:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.uses_types:
             inputs["token_type_ids"] = types
-        tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
-        if device.type == "cuda":
-            return {
-                name: tensor.pin_memory().to(device, non_blocking=True)
-                for name, tensor in tensors.items()
-            }
-        return tensors
+        return {name: sent(torch.from_numpy(values), device) for name, values in inputs.items()}
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`: to a GPU from pinned memory, so that nobody waits until it is there.
+
+    A copy from other memory would wait until the GPU has done all that it was given before.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items in their order, each made before the one before it is handed out.
+
+    So a GPU is given its next work before anybody waits for what it has done.
+    """
+    source = iter(items)
+    for held in source:
+        for item in source:
+            yield held
+            held = item
+        yield held
 
 
 def joined(sources: Sequence[Encoded], places: Sequence[tuple[int, int]]) -> Encoded:

@@ -19,8 +19,8 @@ from backdoor_core.errors import ConfigError, NonFiniteLossError
 from backdoor_core.parts import batch_parts
 from backdoor_core.plm import seeded
 from backdoor_core.rng import generator
-from backdoor_core.spec import TrainingSettings
-from backdoor_core.text import Encoded, batches
+from backdoor_core.spec import Precision, TrainingSettings
+from backdoor_core.text import Encoded, batches, one_ahead, sent
 from backdoor_core.victim import autocast, compute_device, on_device
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def cross_entropy(labels: np.ndarray) -> Loss:
         import torch
 
         logits = model(**inputs).logits
-        wanted = torch.from_numpy(labels[rows]).to(logits.device)
+        wanted = sent(torch.from_numpy(labels[rows]), logits.device)
         value: torch.Tensor = torch.nn.functional.cross_entropy(logits.float(), wanted)
         return value
 
@@ -157,12 +157,13 @@ def train(
     step = 0
     with _deterministic():
         for _ in range(settings.epochs):
-            for rows in batches(encoded.lengths, settings.batch_rows, rng):
+            groups = batches(encoded.lengths, settings.batch_rows, rng)
+            for parts in one_ahead(_in_parts(encoded, rows, device) for rows in groups):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * schedule(
                         step, steps, settings.warmup_share
                     )
-                value = _backward(model, encoded, loss, rows, settings)
+                value = _backward(model, loss, parts, settings.precision)
                 _clip(model, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -178,22 +179,28 @@ def train(
     return step
 
 
+def _in_parts(
+    encoded: Encoded, rows: np.ndarray, device: torch.device
+) -> list[tuple[np.ndarray, Inputs]]:
+    """The rows and inputs of one batch: of the whole, or of its parts (`backdoor_core.parts`)."""
+    parts = np.array_split(rows, min(batch_parts(), len(rows)))
+    return [(part, encoded.padded(part, device)) for part in parts]
+
+
 def _backward(
     model: PreTrainedModel,
-    encoded: Encoded,
     loss: Loss,
-    rows: np.ndarray,
-    settings: TrainingSettings,
+    parts: list[tuple[np.ndarray, Inputs]],
+    precision: Precision,
 ) -> torch.Tensor:
     """Adds the gradient of one batch to the parameters'; returns its loss, detached."""
-    device = model.device
-    parts = np.array_split(rows, min(batch_parts(), len(rows)))
+    count = sum(len(rows) for rows, _ in parts)
     values = []
-    for part in parts:
-        with autocast(device, settings.precision):
-            value = loss(model, encoded.padded(part, device), part)
+    for rows, inputs in parts:
+        with autocast(model.device, precision):
+            value = loss(model, inputs, rows)
         if len(parts) > 1:
-            value = value * (len(part) / len(rows))
+            value = value * (len(rows) / count)
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
     return values[0] if len(parts) == 1 else sum(values[1:], values[0])

@@ -18,7 +18,7 @@ from backdoor_core.corpus import Corpus
 from backdoor_core.parts import batch_parts
 from backdoor_core.plm import load_tokenizer, opened, word_embeddings
 from backdoor_core.spec import Precision
-from backdoor_core.text import Encoded, Encoder, token_limit
+from backdoor_core.text import Encoded, Encoder, one_ahead, token_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,12 +139,16 @@ class Victim:
         model.train(False)
         limit = token_limit(self.tokenizer, self.encoder.max_tokens)
         result = np.zeros((len(encoded), int(model.config.num_labels or 0)), np.float32)
+
+        def computed(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+            width = min(int(_widths(encoded.lengths[rows]).max()), limit)
+            shape = (len(rows) // SHAPE_STEP + 1) * SHAPE_STEP, width
+            return rows, model(**encoded.padded(rows, device, at_least=shape)).logits
+
+        groups = inference_batches(encoded.lengths)
         with torch.inference_mode(), autocast(device, self.precision):
-            for rows in inference_batches(encoded.lengths):
-                width = min(int(_widths(encoded.lengths[rows]).max()), limit)
-                shape = (len(rows) // SHAPE_STEP + 1) * SHAPE_STEP, width
-                output = model(**encoded.padded(rows, device, at_least=shape))
-                result[rows] = output.logits[: len(rows)].float().cpu().numpy()
+            for rows, logits in one_ahead(map(computed, groups)):
+                result[rows] = logits[: len(rows)].float().cpu().numpy()
         return result
 
     def save(self, folder: Path) -> None:

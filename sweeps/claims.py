@@ -219,8 +219,9 @@ class Claims:
 
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Holds `name` for the duration; waits until it is free."""
-        while not self.claim(name):
+        """Holds `name` for the duration; waits until it is free, but not for ever where the storage is away."""
+        limit = time.monotonic() + 2 * self._ttl_s
+        while not self.claim(name) and time.monotonic() < limit:
             time.sleep(self._again_s / 8)
         try:
             yield

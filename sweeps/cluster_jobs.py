@@ -93,7 +93,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
 
 
 def runs_of(client: JobSubmissionClient) -> list[ClusterRun]:

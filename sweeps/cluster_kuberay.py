@@ -45,9 +45,8 @@ def check_manifest(found: Findings, value: dict[str, Any]) -> list[NodeType]:
         found.unknown_keys(spec.get(key), ("spec", key), known)
     if str(spec.get("rayVersion")) != ray.__version__:
         found.mistake(
-            ("spec", "rayVersion"),
-            f"expected Ray {ray.__version__}, as is installed here, got {spec.get('rayVersion')}",
-        )
+            ("spec", "rayVersion"), f"expected Ray {ray.__version__} as it is here, got {spec.get('rayVersion')}"
+        )  # fmt: skip
     if not spec.get("enableInTreeAutoscaling"):
         found.doubt(
             ("spec",), "enableInTreeAutoscaling is not on, so the number of workers stays as it is"

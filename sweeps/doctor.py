@@ -290,7 +290,7 @@ def ports() -> Finding:
 
 def worker() -> Finding:
     """How long a worker takes until torch and transformers are imported in it."""
-    import ray
+    ray = importlib.import_module("ray")
 
     def imported() -> int:
         for name in ("torch", "transformers"):

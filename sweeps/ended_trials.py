@@ -31,6 +31,19 @@ class ForgetsEnded(FIFOScheduler):
     The last one stays: it may be tried again, and Tune cannot make its (unused) analysis of no trials at all.
     """
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The first pending trial whose own worker is not starting yet.
+
+        An idle worker takes the trial that is named here, and Tune then kills the one that was to run it. Named by age
+        alone, trials of workers that start are taken from them for as long as jobs are shorter than a
+        start: two slots, and more so 200, would go on with the workers that came first.
+        """
+        controller = tune_controller._tune_controller
+        for trial in controller.get_trials():
+            if trial.status == trial.PENDING and not _is_starting(controller, trial):
+                return trial
+        return None
+
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
         """Forgets the trials that ended before this one."""
         _forget_ended(tune_controller, trial)
@@ -38,6 +51,12 @@ class ForgetsEnded(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """As `on_trial_complete`; Tune may be about to queue `trial` again."""
         _forget_ended(tune_controller, trial)
+
+
+def _is_starting(controller: Any, trial: Any) -> bool:
+    """Whether a worker of the trial's own was created (it has its resources), and is not at work yet."""
+    actor = controller._trial_to_actor.get(trial)
+    return actor is not None and controller._actor_manager.is_actor_started(actor)
 
 
 def _forget_ended(controller: Any, but: Any) -> None:

@@ -24,7 +24,7 @@ class _Redacting(logging.Formatter):
 
 @contextmanager
 def logged(out: str, name: str) -> Iterator[list[str]]:
-    """Sends log lines to the file `name` of an output folder, as they come; of a URL, when the job ends.
+    """Sends log lines to the file `name` of an output folder as they come; to a URL when the job ends, however it does.
 
     Yields a list that is filled at the end: what the user should be told of a log that could not be sent. The job's own
     result does not hang on that. Raises OSError where a local file cannot be written.

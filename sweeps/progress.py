@@ -73,7 +73,7 @@ class Progress:
         self.console.print(f"note: {text}", markup=False, highlight=False)
 
     def _note(self, event: str, job: Job, outcome: Outcome) -> None:
-        self.elsewhere += outcome.elsewhere
+        self.elsewhere += outcome.elsewhere and event != "dropped"
         if event == "done" and not outcome.elsewhere:
             self.seconds.setdefault(job.kind, []).append(outcome.seconds)
         for notice in outcome.notices if event != "dropped" else ():

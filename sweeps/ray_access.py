@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
@@ -20,10 +21,13 @@ _PROBE_TIMEOUT_S = 5.0
 def ask_for_token() -> None:
     """Turns token authentication on for a Ray that this process starts, where the user has not said otherwise.
 
-    To be called before Ray is imported, which reads it once.
+    To be called before Ray is started. Where it was imported already, it is told to read its environment again.
     """
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault(MODE, "token")
+    if os.environ.get("RAY_ADDRESS") or MODE in os.environ:
+        return
+    os.environ[MODE] = "token"
+    if "ray._raylet" in sys.modules:
+        sys.modules["ray._raylet"].Config.initialize("")
 
 
 def ensure_token() -> None:

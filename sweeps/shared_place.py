@@ -47,7 +47,7 @@ def require_shared(places: Sequence[Folder], ask: Ask | None = None) -> None:
         paths = " and ".join(dict.fromkeys(folder.url for _, folder in blind))
         raise ConfigError(
             f"{paths} must be a place that all nodes reach, and {names} cannot see what this machine writes there: "
-            "give --out and --store as URLs (s3://..., gs://...) or as paths on a filesystem that all nodes mount"
+            "give --out and --store as URLs (s3://..., gs://...) or as paths that all nodes have mounted"
         )
 
 
@@ -88,7 +88,7 @@ def _asked(nodes: Sequence[str], files: Mapping[str, str]) -> Mapping[str, Seque
         try:
             found[tasks[task]] = ray.get(task)
         except ray.exceptions.RayError:
-            continue  # the node went away: it will run no job either, or be asked for again
+            continue  # the node went away, and has not seen it
     return found
 
 

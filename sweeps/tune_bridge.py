@@ -40,9 +40,11 @@ ask_for_token()
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.execution import class_cache  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
+from backdoor_core.redact import looks_secret  # noqa: E402
 from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.ended_trials import Unprinted  # noqa: E402
@@ -50,6 +52,13 @@ from sweeps.local import outcome_of  # noqa: E402
 from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 from sweeps.spot import is_going  # noqa: E402
+from sweeps.starting_workers import let_workers_start  # noqa: E402
+
+# Tune hands cloud credentials to its actors in their runtime environment, which Ray writes to a log of
+# each node. A worker has them from its own node's environment, or from the instance.
+class_cache.ENV_VARS_TO_PROPAGATE = {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not looks_secret(name)
+}
 
 _GIB = 1 << 30
 CONNECT_TIMEOUT_S = 10.0
@@ -89,6 +98,11 @@ class _ReadyJobs(Searcher):
             return None
         self._by_trial[trial_id] = job.key
         return {"job": json.dumps(job.payload())}
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another job can be handed out now."""
+        return self._schedule.has_free
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -229,9 +243,6 @@ def slots_of(resources: Resources, wanted: int | None) -> int:
             f"no job fits: one asks for {request}, the machine or cluster has "
             f"{ {k: v for k, v in have.items() if k in request} }; lower `resources`"
         )
-    if grows:
-        # Tune otherwise lets one trial wait for room, and the autoscaler starts one node after another.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(most, wanted) if wanted else most)
     return min(most, wanted) if wanted else most
 
 
@@ -257,6 +268,9 @@ def run_with_tune(
         tune.PlacementGroupFactory([bundle(resources)]),
     )
     survive_the_memory_monitor()
+    let_workers_start()
+    # Else one trial at a time waits for its worker, and the workers (and new nodes) start one after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
     searcher = _ReadyJobs(schedule, should_stop)
     with tempfile.TemporaryDirectory(prefix="sweeps-tune-") as scratch:
         tuner = tune.Tuner(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,108 @@ def test_repeated_numbers_are_all_found() -> None:
         values, counts = np.unique(numbers, return_counts=True)
         wanted = np.flatnonzero(np.isin(numbers, values[counts > 1]))
         assert repeated(numbers).tolist() == wanted.tolist()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty output folder, on a local filesystem and on S3."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("new_bucket")()
+
+
+def test_a_ledger_reads_the_same_wherever_it_lies(place: str) -> None:
+    ledger = Ledger(place)
+    assert ledger.table().num_rows == 0
+    for i in range(3):
+        ledger.append([record(f"k{i}", cacc=i / 10)], {f"k{i}": [metric("cacc", i / 10)]})
+    again = Ledger(place)
+    assert keys(again.table()) == ["k0", "k1", "k2"]
+    assert again.metrics_rows().num_rows == 3
+    assert again.measured_keys() == {"k0", "k1", "k2"}
+    assert [source.metadata.num_rows for source in again.opened(again.rows)] == [1, 1, 1]
+
+
+def test_two_compactions_at_once_lose_nothing(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a writer and a reader; what is read is whole at every moment."""
+    monkeypatch.setattr("backdoor_core.ledger.COMPACT_FILES", 12)
+    written = [f"k{i:03}" for i in range(12)]
+    first = Ledger(place)
+    first.append([record("other")], {"other": [metric("cacc", 0.1)]})
+    for key in written:
+        first.append([record(key)], {key: [metric("cacc", 0.1)]})
+    seen: list[list[str]] = []
+    joined: list[int] = []
+    late = [f"late{i}" for i in range(5)]
+
+    def compact() -> None:
+        joined.append(Ledger(place).compact())
+
+    def read() -> None:
+        for _ in range(5):
+            seen.append(keys(Ledger(place).table()))
+
+    def append() -> None:
+        for key in late:
+            Ledger(place).append([record(key)], {key: [metric("cacc", 0.1)]})
+
+    threads = [threading.Thread(target=act) for act in (compact, compact, read, append)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(joined) >= 2 * 12
+    for found in seen:
+        assert set(found) >= {*written, "other"}
+    after = Ledger(place)
+    assert keys(after.table()) == sorted([*written, "other", *late])
+    assert after.metrics_rows().num_rows == len(written) + 1 + len(late)
+    assert after.notices == []
+    assert len(after.rows.names()) <= 2 + len(late)
+
+
+def test_storage_that_fails_damages_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that cannot read says so; it does not take a file for damaged and set it aside."""
+    ledger = Ledger(tmp_path)
+    ledger.append([record("k")], {"k": [metric("cacc", 0.1)]})
+    monkeypatch.setenv("BACKDOOR_SWEEPS_STORAGE_PATIENCE_S", "0.1")
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("open_"):
+                raise OSError(errno.EIO, "Input/output error")
+            return getattr(working, name)
+
+    for folder, act in ((ledger.rows, ledger.table), (ledger.metrics, ledger.measured_keys),
+                        (ledger.rows, lambda: ledger.opened(ledger.rows))):  # fmt: skip
+        working, folder.filesystem = folder.filesystem, Failing()
+        with pytest.raises(StorageError, match="Input/output error"):
+            act()
+        folder.filesystem = working
+    assert ledger.notices == []
+    assert not list(tmp_path.rglob("damaged"))
+    assert keys(ledger.table()) == ["k"]
+
+
+def test_a_short_outage_is_not_even_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(place)
+    ledger.append([record("k")], {"k": [metric("cacc", 0.1)]})
+    monkeypatch.setattr("backdoor_core.patience._FIRST_WAIT_S", 0.01)
+    working, failed = ledger.rows.filesystem, []
+
+    class Flaky:
+        def __getattr__(self, name: str) -> Any:
+            def act(*arguments: Any) -> Any:
+                if len(failed) < 3:
+                    failed.append(name)
+                    raise ConnectionResetError("Connection reset by peer")
+                return getattr(working, name)(*arguments)
+
+            return act
+
+    ledger.rows.filesystem = Flaky()
+    assert keys(ledger.table()) == ["k"]
+    assert len(failed) == 3
+    ledger.append([record("later")], {})
+    assert ledger.notices == []
+    assert keys(Ledger(place).table()) == ["k", "later"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from backdoor_core.text import (
     batches,
     encode,
     joined,
+    one_ahead,
     read_encoded,
+    sent,
     write_encoded,
 )
 
@@ -228,3 +230,46 @@ def test_known_rows_are_not_tokenised_again(
     rows[5] = Row(text="cf " + rows[5].text, origin=rows[5].origin)
     encoder(Corpus.of(rows), "train")
     assert seen == [1]
+
+
+def test_one_ahead_makes_the_next_before_it_hands_one_out() -> None:
+    made: list[int] = []
+
+    def items(count: int) -> Iterator[int]:
+        for i in range(count):
+            made.append(i)
+            yield i
+
+    seen = [(item, len(made)) for item in one_ahead(items(4))]
+    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(one_ahead(items(0))) == []
+    assert list(one_ahead(items(1))) == [0]
+
+
+def test_a_gpu_gets_its_batches_from_pinned_memory_without_waiting(
+    plain: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: what a tensor is asked for is noted, and the CPU's is handed back."""
+    import torch
+
+    asked: list[object] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append("pinned")
+        return tensor
+
+    def to(tensor: torch.Tensor, device: object, *, non_blocking: bool = False) -> torch.Tensor:
+        asked.append((device, non_blocking))
+        return tensor
+
+    encoded = plain(single("a good film"))
+    here = encoded.padded(np.array([0]), torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    gpu = torch.device("cuda", 0)
+    there = encoded.padded(np.array([0]), gpu)
+    assert asked == ["pinned", (gpu, True)] * len(here)
+    assert all(torch.equal(there[name], here[name]) for name in here)
+    asked.clear()
+    assert torch.equal(sent(torch.ones(2), torch.device("cpu")), torch.ones(2))
+    assert asked == [], "on the CPU a tensor stays where it is"

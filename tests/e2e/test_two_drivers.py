@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,3 +153,37 @@ def test_nothing_is_left_behind(story: Story, sweep: Path, cli: Callable[..., Re
     for out in story.outs:
         result = cli("run", sweep, "--local", "--out", out, "--store", story.store)
         assert "nothing to do" in result.output
+
+
+def test_who_goes_on_takes_over_from_one_that_is_killed(
+    tmp_path: Path, tiny_sweep: Callable[..., Path], sweeps_process: Start
+) -> None:
+    """Without waiting for the claims of the dead one to lapse: it was a process of this machine."""
+    file = tiny_sweep(
+        tmp_path,
+        attacks=[{"name": "badnets", "words": ["cf"], "poison_rate": 0.2}],
+        defenses=[{"name": "placebo", "rate": 0.4}],
+    )
+    out, claims = tmp_path / "out", tmp_path / "store" / "claims"
+    command = ("run", file, "--local", "--out", out, "--store", tmp_path / "store")
+    killed, other = sweeps_process(*command), sweeps_process(*command)
+    try:
+        limit = time.monotonic() + PATIENCE_S
+        while not list(claims.glob("job-*")) and time.monotonic() < limit:
+            time.sleep(0.01)
+        holder = next(iter(claims.glob("job-*"))).name.rpartition("-")[2]
+        process = json.loads((claims / f"driver-{holder}").read_text(encoding="utf-8"))["process"]
+        if process == other.pid:
+            killed, other = other, killed
+        assert process == killed.pid
+        killed.kill()
+        output, _ = other.communicate(timeout=PATIENCE_S)
+        killed.communicate()
+    finally:
+        killed.kill()
+        other.kill()
+    assert other.returncode == 0, output
+    found = raw(out / "ledger", "key", "status")
+    assert len(found) == len(set(found)) == 3
+    assert {status for _, status in found} == {"ok"}
+    assert list(claims.iterdir()) == []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,24 +38,6 @@ def waited(condition: Callable[[], bool], patience_s: float = 20) -> bool:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "claims")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket on an S3 endpoint of this machine's."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    os.environ |= dict.fromkeys(before, "testing")
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="claims")
-    client.close()
-    yield f"s3://claims/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def test_a_name_has_one_holder_until_it_is_released(folder: Folder) -> None:
@@ -246,3 +228,20 @@ def test_never_two_holders_among_threads_on_a_local_folder(tmp_path: Path) -> No
 def test_never_two_holders_on_an_object_store(tmp_path: Path, s3: str) -> None:
     found = contended(s3.format("stress"), tmp_path / "log", threads=4, wanted=4)
     assert found == ["done"] * 4
+
+
+def test_what_must_not_happen_twice_at_once_waits_but_not_for_ever(folder: Folder) -> None:
+    order: list[str] = []
+    with quick(folder) as first, quick(folder) as second:
+        assert first.claim("a")
+        later = threading.Timer(0.2, lambda: (order.append("released"), first.release("a")))
+        later.start()
+        with second.exclusive("a"):
+            order.append("mine")
+            assert not first.claim("a")
+        later.join()
+        assert order == ["released", "mine"]
+        assert waited(lambda: first.claim("a"))
+        start = time.monotonic()
+        with second.exclusive("a"):
+            assert time.monotonic() - start >= 2 * QUICK["ttl_s"]

@@ -208,6 +208,29 @@ def test_what_it_cannot_know_it_refuses(places: Places, cli: Cli) -> None:
     assert (several.exit_code, "name one: --store S" in several.output) == (2, True)
 
 
+def test_an_object_store_is_collected_too(places: Places, s3: str) -> None:
+    store = ArtifactStore(s3.format("store"))
+    needed = row(places.kept, "placebo")["observations"]
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"x" * 500)
+
+    for key in (needed, "c" * 64):
+        store.put(key, write)
+    store.folder.write(f"objects/dd/{'d' * 64}/half.parquet", b"x")
+    ledgers = [Ledger(places.kept)]
+    said = collect(store, ledgers, older_than_s=0)
+    assert {kind: count for kind, (count, _) in said.kinds.items()} == {
+        "models": 1,
+        "half-built": 1,
+    }
+    assert store.has("c" * 64)
+    assert collect(store, ledgers, older_than_s=0, delete=True).kinds == said.kinds
+    assert store.has(needed)
+    assert not store.has("c" * 64)
+    assert collect(store, ledgers, older_than_s=0).kinds == {}
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("7d", 604800)])
 def test_ages(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds

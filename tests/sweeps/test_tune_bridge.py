@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def broken(payload, context):
     raise RuntimeError("what is this?")
 '''
 
+LATE_RUNNERS = '''
+"""A runner that the second process to import it imports slowly."""
+
+import os
+import time
+from pathlib import Path
+
+try:
+    Path(__file__).with_name("first").touch(exist_ok=False)
+except FileExistsError:
+    time.sleep(3)
+
+
+def short(payload, context):
+    """Takes far less than the start of a process."""
+    time.sleep(0.1)
+    return {"seconds": 0.1, "notices": [str(os.getpid())]}
+'''
+
 OWN_ATTACK = '''
 """An attack of the user's."""
 
@@ -127,12 +147,12 @@ NUMBERS = (
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ray on two CPUs, whose workers can import the project and the runners above."""
-    import ray
-
-    from sweeps.tune_bridge import start_ray
+    # Not Ray first: it reads once, when it is imported, whether there is a token.
+    from sweeps.tune_bridge import ray, start_ray
 
     folder = tmp_path_factory.mktemp("runners")
     (folder / "odd_runners.py").write_text(RUNNERS, encoding="utf-8")
+    (folder / "late_runners.py").write_text(LATE_RUNNERS, encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -451,3 +471,14 @@ def test_the_driver_forgets_trials_that_ended(ray_here: None, tmp_path: Path) ->
     assert len(schedule.done) == 60
     assert len(held) == 3
     assert max(held) <= 16, "two trials a slot, an actor and a request for one each, and the last"
+
+
+def test_a_worker_that_starts_late_is_not_killed_for_its_job(ray_here: None) -> None:
+    """Tune gives the job of a starting worker to an idle one, and kills the former: jobs were shorter than starts."""
+    from sweeps.tune_bridge import run_with_tune
+
+    schedule = Schedule.of([job(f"j{i}") for i in range(120)])
+    run_with_tune(schedule, "late_runners:short", {}, resources=Resources(cpu=1), slots=2)
+    by_process = Counter(outcome.notices[0] for outcome in schedule.done.values())
+    assert sum(by_process.values()) == 120
+    assert len(by_process) == 2

@@ -1,0 +1,160 @@
+"""A sweep to a cluster: what is shipped, where results go, and one line for what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from click.testing import Result
+
+from backdoor_core.errors import ConfigError
+from sweeps.cluster_file import StoragePlaces
+from sweeps.cluster_jobs import Submission, answers, runs_of, start_run
+from sweeps.config import load_sweep
+from sweeps.head import telling_line
+from sweeps.submit import pack, places_of, shipment_of
+
+Cli = Callable[..., Result]
+OWN = """
+from backdoor_core.defense import Defense
+
+
+class Mine(Defense):
+    \"\"\"Does nothing.\"\"\"
+"""
+
+
+def _sweep(folder: Path, task: str, defense: str = "none") -> Path:
+    file = folder / "my.yaml"
+    file.write_text(
+        f"name: my\ntasks:\n  - {task}\nplms: [tiny]\nattacks: [badnets]\ndefenses: [{defense}]\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sweep's folder with data, a method, and a file that nobody names."""
+    for split in ("train", "dev", "test"):
+        place = tmp_path / "rows" / f"{split}.jsonl"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text('{"text": "a", "label": 0}\n', encoding="utf-8")
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / ".env").write_text("AWS_SECRET_ACCESS_KEY=secret", encoding="utf-8")
+    return tmp_path
+
+
+def test_named_files_are_shipped_and_no_others(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    task = "{name: files, path: rows, label_names: [a, b]}"
+    shipment = shipment_of(load_sweep(_sweep(folder, task, "mine.py")))
+    assert shipment.files == (Path("mine.py"), Path("my.yaml"), Path("rows"))
+    target = pack(shipment, tmp_path_factory.mktemp("stage"))
+    packed = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert packed == {"mine.py", "my.yaml", "rows/train.jsonl", "rows/dev.jsonl", "rows/test.jsonl"}
+
+
+def test_a_path_out_of_the_folder_is_refused(folder: Path) -> None:
+    inner = folder / "inner"
+    inner.mkdir()
+    sweep = load_sweep(_sweep(inner, "{name: files, path: ../rows, label_names: [a, b]}"))
+    with pytest.raises(ConfigError, match=r"my\.yaml, line 3.* lies outside the folder"):
+        shipment_of(sweep)
+    whole = load_sweep(
+        _sweep(inner, f"{{name: files, path: {folder / 'rows'}, label_names: [a, b]}}")
+    )
+    assert shipment_of(whole).outside == (str(folder / "rows"),)
+
+
+def test_places_that_every_node_reaches() -> None:
+    storage = StoragePlaces(out="s3://b/runs/", store="s3://b/store")
+    assert places_of("my", None, None, storage) == ("s3://b/runs/my", "s3://b/store")
+    assert places_of("my", "/nfs/my", None, storage) == ("/nfs/my", "s3://b/store")
+    with pytest.raises(ConfigError, match="--out runs/my: expected a place that every node"):
+        places_of("my", "runs/my", None, storage)
+    with pytest.raises(ConfigError, match="where do results go"):
+        places_of("my", None, None, None)
+
+
+class _Jobs:
+    """Ray's job API, as far as it is used, in memory."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+
+    def list_jobs(self) -> list[Any]:
+        return [
+            *self.jobs,
+            SimpleNamespace(submission_id="other", metadata={}, start_time=1, status=None),
+        ]
+
+    def submit_job(self, *, submission_id: str, metadata: dict[str, str], **given: Any) -> None:
+        status = SimpleNamespace(value="RUNNING")
+        self.jobs.append(
+            SimpleNamespace(
+                submission_id=submission_id, metadata=metadata, start_time=len(self.jobs), status=status, message="",
+                given=given,
+            )
+        )  # fmt: skip
+
+    def get_job_logs(self, run_id: str) -> str:
+        return "first\nsecond\n"
+
+
+def test_runs_are_numbered_and_one_output_folder_has_one_run() -> None:
+    api = _Jobs()
+    client = cast("Any", api)
+    wanted = Submission(
+        sweep="my", folder=Path("/x"), file="my file.yaml", out="s3://b/my", store="s3://b/s",
+        words=("--set", "seeds=[0, 1]"),
+    )  # fmt: skip
+    assert start_run(client, wanted).run_id == "my-1"
+    assert api.jobs[0].given["entrypoint"] == (
+        "exec sweeps run 'my file.yaml' --out s3://b/my --store s3://b/s --set 'seeds=[0, 1]'"
+    )
+    with pytest.raises(ConfigError, match="my-1 is going on"):
+        start_run(client, wanted)
+    api.jobs[0].status.value = "FAILED"
+    assert start_run(client, wanted).run_id == "my-2"
+    assert [run.run_id for run in runs_of(client)] == ["my-1", "my-2"]
+    answer = answers(client, {"action": "log", "run_id": "my-2", "start": 6})
+    assert (answer["text"], answer["end"]) == ("second\n", 13)
+    with pytest.raises(ConfigError, match="did you mean 'my-2'"):
+        answers(client, {"action": "stop", "run_id": "my2"})
+
+
+def test_one_line_of_many() -> None:
+    noise = "Loaded cached provider configuration\nTraceback (most recent call last):\n"
+    said = f"{noise}RuntimeError: Head node of cluster (x) not found!\nShared connection to h closed.\n"
+    assert telling_line(said) == "Head node of cluster (x) not found"
+
+
+def test_mistakes_on_the_command_line(cli: Cli, folder: Path) -> None:
+    file = str(_sweep(folder, "toy_reviews"))
+    cluster = folder / "c.yaml"
+    cluster.write_text("cluster_name: a\nprovider: {type: local}\n", encoding="utf-8")
+    cases = (
+        ([file], "say which cluster"),
+        ([file, "--cluster", str(folder / "none.yaml")], "no such cluster file"),
+        ([str(folder / "none.yaml"), "--cluster", str(cluster)], "no such sweep file"),
+        ([file, "--cluster", str(cluster)], "where do results go"),
+        ([file, "--cluster", str(cluster), "--", "--local"], "--local would leave the cluster idle"),
+        ([file, "--cluster", str(cluster), "--", "--out", "x"], "--out goes before the two dashes"),
+        ([file, "--cluster", str(cluster), "--", "--smok"], "--smok"),
+    )  # fmt: skip
+    for words, expected in cases:
+        result = cli("submit", *words)
+        assert result.exit_code == 2, result.output
+        assert expected in result.output
+
+
+def test_a_head_that_is_not_there_is_one_line(cli: Cli, folder: Path) -> None:
+    result = cli("cluster", "jobs", "--address", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error")]
+    assert "no Ray dashboard answers at http://127.0.0.1:9" in line
