@@ -13,11 +13,12 @@ from backdoor_core.folder import Folder, StoredFile
 
 class Published(NamedTuple):
     """A published artifact: its key, its bytes, and when its newest file was written (seconds since 1970, by the
-    clock of the storage)."""
+    clock of the storage). `files` are its files, by their paths in the store."""
 
     key: str
     size_bytes: int
     newest_s: float
+    files: tuple[str, ...]
 
 
 class Leaving(NamedTuple):
@@ -37,9 +38,10 @@ class Leaving(NamedTuple):
 def published_in(folder: Folder) -> Iterator[Published]:
     """Every published artifact of a store."""
     for key, files in _by_key(folder).items():
-        if f"{place_of(key)}/{MANIFEST}" in {file.name for file in files}:
+        names = tuple(file.name for file in files)
+        if f"{place_of(key)}/{MANIFEST}" in names:
             size = sum(file.size_bytes for file in files)
-            yield Published(key, size, max(file.written_s for file in files))
+            yield Published(key, size, max(file.written_s for file in files), names)
 
 
 def leavings_in(folder: Folder) -> Iterator[Leaving]:

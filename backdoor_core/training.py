@@ -197,7 +197,7 @@ def _backward(
     count = sum(len(rows) for rows, _ in parts)
     values = []
     for rows, inputs in parts:
-        with autocast(model.device, precision):
+        with autocast(inputs["input_ids"].device, precision):
             value = loss(model, inputs, rows)
         if len(parts) > 1:
             value = value * (len(rows) / count)

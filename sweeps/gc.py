@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyarrow import fs
-
-from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.errors import ConfigError, StorageError
 from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
+from backdoor_core.stock import Leaving, Published
 from backdoor_core.store import ArtifactStore
 from sweeps.claims import HEARTBEAT_S, TTL_S
 from sweeps.elsewhere import Elsewhere, claims_of
@@ -40,37 +38,18 @@ def seconds_of(age: str) -> float:
     return float(found[1]) * _UNITS_S[found[2]]
 
 
-@dataclass
-class _Thing:
-    """Something in a store: files below one name."""
-
-    name: str
-    files: list[str] = field(default_factory=list)
-    size: int = 0
-    newest_s: float = 0.0
-
-    def add(self, info: Any, inside: str) -> None:
-        """Takes in a file or a folder below it."""
-        self.newest_s = max(self.newest_s, info.mtime.timestamp() if info.mtime else 0.0)
-        if info.type == fs.FileType.File:
-            self.files.append(inside)
-            self.size += info.size or 0
-
-    @property
-    def kind(self) -> str:
-        """What it is, by its files."""
-        top, names = self.name.split("/")[0], set(self.files)
-        if top == "damaged":
-            return "damaged"
-        if top == "tmp" or MANIFEST not in names:
-            return "half-built"
-        if any(name.endswith(".safetensors") for name in names):
-            return "models"
-        if any(name.endswith(".arrow") for name in names):
-            return "token ids"
-        if "triggers.json" in names or "ledger.parquet" in names or "train.parquet" in names:
-            return "rows"
-        return "observations and steps"
+def _kind(thing: Published | Leaving) -> str:
+    """What something in a store is, by its files."""
+    if isinstance(thing, Leaving):
+        return "damaged" if thing.kind == "damaged" else "half-built"
+    names = {name.rpartition("/")[2] for name in thing.files}
+    if any(name.endswith(".safetensors") for name in names):
+        return "models"
+    if any(name.endswith(".arrow") for name in names):
+        return "token ids"
+    if names & {"triggers.json", "ledger.parquet", "train.parquet"}:
+        return "rows"
+    return "observations and steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +145,18 @@ def _collected(
 ) -> Collection:
     now_s = _storage_time_s(store.folder)
     kept, kinds = 0, dict[str, tuple[int, int]]()
-    for thing in _things(store.folder):
-        if now_s - thing.newest_s < older_than_s or _is_needed(store, thing, needs):
+    things: list[Published | Leaving] = [*store.keys(), *store.leavings()]
+    for thing in things:
+        needed = isinstance(thing, Published) and _is_needed(store, thing.key, needs)
+        if needed or now_s - thing.newest_s < older_than_s:
             kept += 1
             continue
-        count, size = kinds.get(thing.kind, (0, 0))
-        kinds[thing.kind] = count + 1, size + thing.size
-        if delete:
-            _remove(store.folder, thing)
+        count, size = kinds.get(_kind(thing), (0, 0))
+        kinds[_kind(thing)] = count + 1, size + thing.size_bytes
+        if delete and isinstance(thing, Published):
+            store.remove(thing.key)
+        elif delete and isinstance(thing, Leaving):
+            store.remove_leaving(thing)
     notes = []
     if needs.of_other_code:
         notes.append(
@@ -189,29 +172,12 @@ def _storage_time_s(folder: Folder) -> float:
     name = f"gc-{uuid.uuid4().hex}"
     folder.write(name, b"now")
     try:
-        info = folder.filesystem.get_file_info(folder.path(name))
-        return float(info.mtime.timestamp())
+        return folder.written_s(name)
     finally:
         folder.remove(name)
 
 
-def _things(folder: Folder) -> Iterator[_Thing]:
-    """Artifacts, half-built ones, and what was set aside."""
-    for top, depth in (("objects", 3), ("tmp", 2), ("damaged", 2)):
-        found: dict[str, _Thing] = {}
-        selector = fs.FileSelector(folder.path(top), recursive=True, allow_not_found=True)
-        for info in folder.filesystem.get_file_info(selector):
-            parts = info.path.removeprefix(folder.root).strip("/").split("/")
-            if len(parts) >= depth:
-                name = "/".join(parts[:depth])
-                found.setdefault(name, _Thing(name)).add(info, "/".join(parts[depth:]))
-        yield from found.values()
-
-
-def _is_needed(store: ArtifactStore, thing: _Thing, needs: Needs) -> bool:
-    if thing.kind in ("damaged", "half-built"):
-        return False
-    key = thing.name.rpartition("/")[2]
+def _is_needed(store: ArtifactStore, key: str, needs: Needs) -> bool:
     if key in needs.keys:
         return True
     try:
@@ -219,21 +185,6 @@ def _is_needed(store: ArtifactStore, thing: _Thing, needs: Needs) -> bool:
     except (StorageError, ValueError, KeyError, TypeError):
         return False  # its manifest is damaged: nobody can use it
     return isinstance(step, dict) and needs.has_step(step)
-
-
-def _remove(folder: Folder, thing: _Thing) -> None:
-    """Removes a thing; the manifest goes first, so that no half of an artifact is ever seen."""
-    if MANIFEST in thing.files:
-        folder.remove(f"{thing.name}/{MANIFEST}")
-    place = folder.path(thing.name)
-    try:
-        kind = folder.filesystem.get_file_info(place).type
-        if kind == fs.FileType.Directory:
-            folder.filesystem.delete_dir(place)
-        elif kind == fs.FileType.File:
-            folder.filesystem.delete_file(place)
-    except OSError as error:
-        raise StorageError(f"cannot remove {folder.url}/{thing.name}: {error}") from error
 
 
 def store_of(outs: Sequence[str]) -> str:

@@ -192,13 +192,21 @@ def start_ray(cpus: int | None = None) -> None:
         warn_of_open_cluster(ray.get_runtime_context().gcs_address)
     else:
         ensure_token()
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            dashboard_host=LOOPBACK,
-            **settings,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                dashboard_host=LOOPBACK,
+                **settings,
+            )
+        except (
+            Exception
+        ) as error:  # Ray says it in many ways: a start-up that takes too long, ports, a full disk
+            raise DependencyError(
+                f"Ray did not start on this machine: {str(error).strip().splitlines()[0]}. Is it very busy, or its "
+                "temporary folder full? `sweeps doctor` looks; --local runs without Ray"
+            ) from error
 
 
 def _check_answers(address: str) -> None:

@@ -18,8 +18,8 @@ ONE, TWO = "ab" * 32, "cd" * 32
 
 def write(folder: Path) -> dict[str, Any]:
     (folder / "deep").mkdir()
-    (folder / "deep" / "data").write_bytes(bytes(1000))
-    (folder / "more").write_bytes(bytes(10))
+    (folder / "deep" / "data.txt").write_bytes(bytes(1000))
+    (folder / "more.txt").write_bytes(bytes(10))
     return {}
 
 
@@ -36,7 +36,7 @@ def store(
 
 
 def test_published_artifacts_are_listed_with_their_size_and_age(store: ArtifactStore) -> None:
-    found = {key: (size, newest) for key, size, newest in list(store.keys())}
+    found = {one.key: (one.size_bytes, one.newest_s) for one in store.keys()}
     assert set(found) == {ONE, TWO}
     for size, newest in found.values():
         assert 1010 < size < 2000
@@ -50,7 +50,7 @@ def test_a_removed_artifact_is_gone_and_leaves_nothing(store: ArtifactStore) -> 
     assert not store.has(ONE)
     with pytest.raises(StorageError, match="no artifact"):
         store.open(ONE)
-    assert [key for key, _, _ in list(store.keys())] == [TWO]
+    assert [one.key for one in store.keys()] == [TWO]
     assert list(store.leavings()) == []
     store.open(TWO)
 
@@ -93,7 +93,7 @@ def test_what_a_dead_writer_left_is_found_and_can_be_removed(store: ArtifactStor
         left |= {"tmp/efefefef-1234/weights": "unfinished"}
         Path(store.folder.path("tmp/efefefef-5678")).mkdir(parents=True)
     else:
-        left |= {f"{place_of(ONE)}/{writer}/data": "unnamed"}
+        left |= {f"{place_of(ONE)}/{writer}/data.txt": "unnamed"}
     for name in left:
         store.folder.write(name, bytes(100))
     found = list(store.leavings())
@@ -106,7 +106,7 @@ def test_what_a_dead_writer_left_is_found_and_can_be_removed(store: ArtifactStor
     for one in found:
         store.remove_leaving(one)
     assert list(store.leavings()) == []
-    assert {key for key, _, _ in list(store.keys())} == {ONE, TWO}
+    assert {one.key for one in store.keys()} == {ONE, TWO}
     store.open(ONE)
 
 
@@ -118,7 +118,7 @@ def test_damaged_artifacts_are_leavings(store: ArtifactStore) -> None:
     assert "damaged" in kinds
     for one in list(store.leavings()):
         store.remove_leaving(one)
-    assert {key for key, _, _ in list(store.keys())} == {TWO}
+    assert {one.key for one in store.keys()} == {TWO}
     assert list(store.leavings()) == []
 
 
@@ -131,7 +131,7 @@ def test_a_leaving_that_was_published_meanwhile_is_left_alone(tmp_path: Path) ->
     store.folder.write(f"{place_of(ONE)}/{MANIFEST}", manifest)
     for one in (left, *more):
         store.remove_leaving(one)
-    assert (store.open(ONE) / "more").is_file()
+    assert (store.open(ONE) / "more.txt").is_file()
 
 
 def test_the_manifest_decides_between_two_writers(
@@ -144,15 +144,15 @@ def test_the_manifest_decides_between_two_writers(
     monkeypatch.setattr(late, "has", lambda key: False)
 
     def text(said: str) -> Callable[[Path], dict[str, Any]]:
-        return lambda folder: {"characters": (folder / "said").write_text(said)}
+        return lambda folder: {"characters": (folder / "said.txt").write_text(said)}
 
     assert ArtifactStore(url).put(ONE, text("first"))
     assert late.put(ONE, text("second"))
     monkeypatch.setenv("BACKDOOR_SWEEPS_CACHE", str(tmp_path / "other"))
     reader = ArtifactStore(url)
-    assert (reader.open(ONE) / "said").read_text() == "second"
+    assert (reader.open(ONE) / "said.txt").read_text() == "second"
     assert reader.facts(ONE) == {"characters": 6}
     (left,) = reader.leavings()
     assert (left.kind, left.size_bytes) == ("unnamed", 5)
     reader.remove_leaving(left)
-    assert (reader.open(ONE) / "said").read_text() == "second"
+    assert (reader.open(ONE) / "said.txt").read_text() == "second"
