@@ -121,10 +121,12 @@ def _execute(
         with progress.shown():
             run_here(schedule, run_job, context, should_stop=should_stop)
         return
-    from sweeps.shared_place import require_shared
     from sweeps.tune_bridge import run_with_tune, slots_of, start_ray
 
     start_ray()
+    # Not before: it imports Ray, which reads on its import what `tune_bridge` sets.
+    from sweeps.shared_place import require_shared
+
     interruption.watch()  # Ray has taken SIGTERM
     require_shared([Folder(str(context["store"])), Folder(str(context["out"]))])
     slots = slots_of(sweep.resources, sweep.slots)

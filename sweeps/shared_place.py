@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,7 +30,7 @@ def require_shared(places: Sequence[Folder], ask: Ask | None = None) -> None:
     A cluster that is this machine alone is not asked.
     """
     local = [folder for folder in places if folder.is_local]
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    nodes = _living()
     own = ray.get_runtime_context().get_node_id()
     others = [node for node in nodes if node != own and nodes[node]["Resources"].get("CPU", 0) > 0]
     runs_here = nodes[own]["Resources"].get("CPU", 0) > 0
@@ -42,6 +43,9 @@ def require_shared(places: Sequence[Folder], ask: Ask | None = None) -> None:
             "start a worker first"
         )
     blind = unseen(local, others, ask or _asked)
+    # A node that was lost while it was asked says nothing of the place.
+    living = _living() if blind else {}
+    blind = [(node, folder) for node, folder in blind if node in living]
     if blind:
         names = ", ".join(sorted({str(nodes[node]["NodeManagerHostname"]) for node, _ in blind}))
         paths = " and ".join(dict.fromkeys(folder.url for _, folder in blind))
@@ -49,6 +53,12 @@ def require_shared(places: Sequence[Folder], ask: Ask | None = None) -> None:
             f"{paths} must be a place that all nodes reach, and {names} cannot see what this machine writes there: "
             "give --out and --store as URLs (s3://..., gs://...) or as paths that all nodes have mounted"
         )
+
+
+def _living() -> dict[str, Mapping[str, Any]]:
+    """The nodes of the cluster that live, by id."""
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node for node in found if node["Alive"]}
 
 
 def unseen(places: Sequence[Folder], nodes: Sequence[str], ask: Ask) -> list[tuple[str, Folder]]:

@@ -27,9 +27,10 @@ QUIET_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
-    # A worker that dies is told of by its job, in one line.
+    # A worker or a node that dies is told of by its jobs, in one line each.
     "RAY_DEDUP_LOGS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task"
+    "|has been marked dead because the detector|Raylet is terminated",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Signals are ours (sweeps.interruption).
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

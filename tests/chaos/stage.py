@@ -23,6 +23,8 @@ DISK_MIB = 160
 CLOCK = Path(__file__).parent / "clock"
 """Put first on PYTHONPATH: `sitecustomize` there moves the clock by this many seconds."""
 SKEW = "BACKDOOR_SWEEPS_CHAOS_SKEW_S"
+_TOKEN = secrets.token_hex(16)
+"""One for all acts: the library reads it once."""
 _BALLAST = "ballast"
 _CHUNK = bytes(1 << 20)
 
@@ -145,7 +147,7 @@ def _environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_AUTH_TOKEN": _TOKEN,
         "RAY_memory_monitor_refresh_ms": "0",
     }
     return os.environ | dict(own)

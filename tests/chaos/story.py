@@ -183,6 +183,8 @@ def _look_back(stage: Stage, adversary: Adversary, played: Played) -> None:
     played.ledger_files = len(adversary.ledger_files)
     if stage.endpoint is not None:
         played.hurt_connections = stage.proxy.hurt
+    if noise := [line for line in played.output.splitlines() if "(raylet)" in line]:
+        played.problems.append(f"Ray speaks to the user: {noise[0][:160]}")
     played.set_aside = _aside(stage)
     if (stage.folder / PICKLE_RAN).exists():
         played.problems.append("a pickle in an artifact was loaded and ran")

@@ -55,6 +55,21 @@ def test_a_node_that_does_not_see_a_place_is_named(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "probes are deleted"
 
 
+def test_a_node_that_is_lost_while_it_is_asked_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_cluster(monkeypatch, 4, 4, 4)
+
+    def ask(asked: Sequence[str], files: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        left = [dict(node, Alive=node["NodeID"] != "n2") for node in nodes(4, 4, 4)]
+        monkeypatch.setattr(shared_place.ray, "nodes", lambda: left)
+        return see("n2")(asked, files)
+
+    require_shared([Folder(tmp_path)], ask)
+    with pytest.raises(ConfigError, match="host1 cannot see"):
+        require_shared([Folder(tmp_path)], see("n1", "n2"))
+
+
 def test_a_url_and_a_cluster_of_one_machine_are_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
