@@ -241,7 +241,7 @@ def test_failed_pruned_and_unfinished_numbers_are_told_as_such_and_hang_nothing(
     assert [row["state"] for row in rows] == states
     assert rows[0]["error"] == "too slow"
     assert (rows[1]["error"], rows[1]["reports"]) == ("below all others", [0.6])
-    assert rows[2]["error"] == "lost"
+    assert rows[2]["error"] == "bug"
     assert "no finite number" in rows[3]["error"]
     assert rows[3]["cacc_drop"] is None
     assert bench.ends[0][1][0].tuning.tried == 6
