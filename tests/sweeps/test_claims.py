@@ -225,8 +225,10 @@ def test_never_two_holders_among_threads_on_a_local_folder(tmp_path: Path) -> No
     assert found == ["done"] * 8
 
 
-def test_never_two_holders_on_an_object_store(tmp_path: Path, s3: str) -> None:
-    found = contended(s3.format("stress"), tmp_path / "log", threads=4, wanted=4)
+def test_never_two_holders_on_an_object_store(
+    tmp_path: Path, new_bucket: Callable[[], str]
+) -> None:
+    found = contended(new_bucket(), tmp_path / "log", threads=4, wanted=4)
     assert found == ["done"] * 4
 
 

@@ -208,8 +208,8 @@ def test_what_it_cannot_know_it_refuses(places: Places, cli: Cli) -> None:
     assert (several.exit_code, "name one: --store S" in several.output) == (2, True)
 
 
-def test_an_object_store_is_collected_too(places: Places, s3: str) -> None:
-    store = ArtifactStore(s3.format("store"))
+def test_an_object_store_is_collected_too(places: Places, new_bucket: Callable[[], str]) -> None:
+    store = ArtifactStore(new_bucket())
     needed = row(places.kept, "placebo")["observations"]
 
     def write(folder: Path) -> None:
