@@ -215,7 +215,7 @@ class ArtifactStore:
             os.rename(aside, target)
         return True
 
-    def keys(self) -> Iterator[Published]:
+    def published(self) -> Iterator[Published]:
         """Every published artifact: key, bytes, and when its newest file was written. One listing for all."""
         return published_in(self.folder)
 

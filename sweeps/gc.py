@@ -145,7 +145,7 @@ def _collected(
 ) -> Collection:
     now_s = _storage_time_s(store.folder)
     kept, kinds = 0, dict[str, tuple[int, int]]()
-    things: list[Published | Leaving] = [*store.keys(), *store.leavings()]
+    things: list[Published | Leaving] = [*store.published(), *store.leavings()]
     for thing in things:
         needed = isinstance(thing, Published) and _is_needed(store, thing.key, needs)
         if needed or now_s - thing.newest_s < older_than_s:

@@ -18,8 +18,8 @@ ONE, TWO = "ab" * 32, "cd" * 32
 
 def write(folder: Path) -> dict[str, Any]:
     (folder / "deep").mkdir()
-    (folder / "deep" / "data.txt").write_bytes(bytes(1000))
-    (folder / "more.txt").write_bytes(bytes(10))
+    (folder / "deep" / "data.txt").write_bytes(b"a" * 1000)
+    (folder / "more.txt").write_bytes(b"a" * 10)
     return {}
 
 
@@ -36,7 +36,7 @@ def store(
 
 
 def test_published_artifacts_are_listed_with_their_size_and_age(store: ArtifactStore) -> None:
-    found = {one.key: (one.size_bytes, one.newest_s) for one in store.keys()}
+    found = {one.key: (one.size_bytes, one.newest_s) for one in store.published()}
     assert set(found) == {ONE, TWO}
     for size, newest in found.values():
         assert 1010 < size < 2000
@@ -50,7 +50,7 @@ def test_a_removed_artifact_is_gone_and_leaves_nothing(store: ArtifactStore) -> 
     assert not store.has(ONE)
     with pytest.raises(StorageError, match="no artifact"):
         store.open(ONE)
-    assert [one.key for one in store.keys()] == [TWO]
+    assert [one.key for one in store.published()] == [TWO]
     assert list(store.leavings()) == []
     store.open(TWO)
 
@@ -106,7 +106,7 @@ def test_what_a_dead_writer_left_is_found_and_can_be_removed(store: ArtifactStor
     for one in found:
         store.remove_leaving(one)
     assert list(store.leavings()) == []
-    assert {one.key for one in store.keys()} == {ONE, TWO}
+    assert {one.key for one in store.published()} == {ONE, TWO}
     store.open(ONE)
 
 
@@ -118,7 +118,7 @@ def test_damaged_artifacts_are_leavings(store: ArtifactStore) -> None:
     assert "damaged" in kinds
     for one in list(store.leavings()):
         store.remove_leaving(one)
-    assert {one.key for one in store.keys()} == {TWO}
+    assert {one.key for one in store.published()} == {TWO}
     assert list(store.leavings()) == []
 
 

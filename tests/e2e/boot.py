@@ -1,6 +1,6 @@
 """The first process of a host that is made of namespaces: its mounts, its name, its sshd.
 
-Started by `hosts.py` as process 1 of new PID, mount, network, UTS and IPC namespaces. After a line on stdin (the host
+Started by `lab.py` as process 1 of new PID, mount, network, UTS and IPC namespaces. After a line on stdin (the host
 is connected) it starts sshd, says `ready` on stdout, and reaps what is orphaned in the host, for ever. All that it
 mounts goes when its last process goes.
 """

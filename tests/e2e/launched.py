@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.e2e.hosts import NETWORK, ROOT, Host, Lab, waited_for
+from tests.e2e.hosts import NETWORK, Host, waited_for
+from tests.e2e.lab import ROOT, Lab
 
 S3_PORT = 5000
 BUCKET = "sweeps"
@@ -127,7 +128,7 @@ class Cluster:
         return self.lab.hosts[HEAD]
 
     def write_file(self) -> None:
-        """`deploy/on_premises.yaml` for these hosts. Its places are changed, and what needs a network."""
+        """`deploy/on_premises.yaml` with the addresses and sizes of these hosts, and the token, as the docs say."""
         text = (ROOT / "deploy" / "on_premises.yaml").read_text(encoding="utf-8")
         text = text.replace("--num-cpus=0", f"--num-cpus=0 {SMALL}")
         text = text.replace("ray start --address", f"ray start --num-cpus=1 {SMALL} --address")
@@ -139,10 +140,14 @@ class Cluster:
             "out": f"s3://{BUCKET}/runs",
             "store": f"s3://{BUCKET}/store",
         }
-        # Instead of an installation, which would download: this machine's own.
+        self.file.write_text(yaml.safe_dump(config, width=1000), encoding="utf-8")
+        must(self.typed("sh", "-c", "umask 077; ray get-auth-token --generate"))
+
+    def install_without_network(self) -> None:
+        """In place of the installation on each host, which would download: a link to this machine's own."""
+        config = yaml.safe_load(self.file.read_text(encoding="utf-8"))
         config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/{PROJECT}/.venv"]
         self.file.write_text(yaml.safe_dump(config, width=1000), encoding="utf-8")
-        must(self.typed("ray", "get-auth-token", "--generate"))
 
     def typed(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """A command in the project's folder on the laptop."""

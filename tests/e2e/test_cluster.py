@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from backdoor_core.ledger import Ledger
-from tests.e2e.hosts import Host, Lab, missing, waited_for
+from tests.e2e.hosts import Host, waited_for
+from tests.e2e.lab import Lab, missing
 from tests.e2e.launched import (
     BUCKET,
     ENVIRONMENT,
@@ -175,6 +176,7 @@ def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: Cluster
     storage.start()
     cluster.write_file()
     story.answers["check"] = cluster.sweeps("cluster", "check", str(cluster.file))
+    cluster.install_without_network()
     cluster.up()
     say("up, both workers joined", start)
     _knock(story, cluster)
