@@ -23,6 +23,8 @@ MAX_JSON_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 4 << 20
 """Of a configuration, which is read whole here."""
 MAX_NAME_LETTERS = 255
+_JSON_STARTS = frozenset(bytes([letter]) for letter in b'{["-0123456789tfn')
+"""What any JSON value begins with; who reads it finds out the rest."""
 KINDS = {
     ".safetensors": "weights",
     ".parquet": "table",
@@ -229,8 +231,8 @@ def _check_json(file: Path, name: str, names: Collection[str]) -> None:
     if not (short in CONFIGS or short.endswith(".index.json")):
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
-        if b"\0" in head or head.lstrip()[:1] not in (b"{", b"["):
-            raise UnsafeArtifactError(f"{name} is no JSON object or list")
+        if b"\0" in head or head.lstrip()[:1] not in _JSON_STARTS:
+            raise UnsafeArtifactError(f"{name} is no JSON")
         return
     try:
         value = json.loads(file.read_bytes())

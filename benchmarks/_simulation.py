@@ -40,8 +40,6 @@ class Hardware:
     """What a job waits for storage: its claim, its artifacts' manifests, its rows."""
     head_s: float = 0.015
     """What the head is busy with for each job, one after another."""
-    retries: int = 2
-    """How often a job whose node was lost is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +91,6 @@ class Simulation:
     _count: int = 0
     _idle: deque[_Slot] = field(default_factory=deque)
     _running: dict[tuple[int, int, int], _Run] = field(default_factory=dict)
-    _again: deque[Job] = field(default_factory=deque)
-    _tries: dict[str, int] = field(default_factory=dict)
     _job_s: float = 0.0
     _thrown_away_s: float = 0.0
     _head_busy_s: float = 0.0
@@ -166,18 +162,15 @@ class Simulation:
         self._after(self.hardware.notice_s, known)
 
     def _try_again(self, job: Job) -> None:
-        self._tries[job.key] = self._tries.get(job.key, 0) + 1
-        if self._tries[job.key] > self.hardware.retries:
-            self._complete(job, Outcome(error_class="lost", error="its nodes were lost"))
-        else:
-            self._retried += 1
-            self._again.append(job)
+        """The schedule decides: it counts the tries."""
+        self._complete(job, Outcome(error_class="lost", error="its nodes were lost"))
+        self._retried += job.key not in self.schedule.failed
 
     def _hand_out(self) -> None:
         """The head, if it is free, gives one job to one idle slot, and is busy for a while."""
         if self._now < self._head_free or not self._idle:
             return
-        job = self._again.popleft() if self._again else self._taken()
+        job = self._taken()
         if job is None:
             return
         slot = self._idle.popleft()

@@ -185,7 +185,7 @@ class Schedule:
 
     def _first_free(self) -> Job | None:
         """The first ready job whose group has none that runs, taken from those that wait."""
-        busy = self._busy_groups()
+        busy = {self.jobs[key].group for key in self.running} - {""}
         held: list[tuple[int, int, str]] = []
         found: Job | None = None
         while self._ready and found is None:
@@ -264,15 +264,6 @@ class Schedule:
     def ready(self) -> int:
         """How many jobs could start now."""
         return len(self._ready)
-
-    @property
-    def has_free(self) -> bool:
-        """Whether one of them could start beside those that run."""
-        busy = self._busy_groups()
-        return not self.closed and any(self.jobs[key].group not in busy for *_, key in self._ready)
-
-    def _busy_groups(self) -> set[str]:
-        return {self.jobs[key].group for key in self.running} - {""}
 
     @property
     def open(self) -> int:

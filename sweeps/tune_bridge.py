@@ -53,7 +53,6 @@ from sweeps.local import outcome_of  # noqa: E402
 from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 from sweeps.spot import is_going  # noqa: E402
-from sweeps.starting_workers import let_workers_start  # noqa: E402
 
 # Tune hands cloud credentials to its actors in their runtime environment, which Ray writes to a log of
 # each node. A worker has them from its own node's environment, or from the instance.
@@ -99,11 +98,6 @@ class _ReadyJobs(Searcher):
             return None
         self._by_trial[trial_id] = job.key
         return {"job": json.dumps(job.payload())}
-
-    @property
-    def has_more(self) -> bool:
-        """Whether another job can be handed out now."""
-        return self._schedule.has_free
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -277,7 +271,6 @@ def run_with_tune(
         tune.PlacementGroupFactory([bundle(resources)]),
     )
     survive_the_memory_monitor()
-    let_workers_start()
     # Else one trial at a time waits for its worker, and the workers (and new nodes) start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
     searcher = _ReadyJobs(schedule, should_stop)

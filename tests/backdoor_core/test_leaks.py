@@ -316,7 +316,7 @@ def test_what_runs_a_blind_search_holds_nothing_secret(
         inputs=lambda spec: (frozenset(), []), finals=lambda *_: [],
     )  # fmt: skip
     schedule = Schedule.of(searches.start(), None, searches)
-    context = {"store": used.store.folder.url, "out": str(tmp_path), "sweep": "s", "threads": 1}
+    context = {"store": used.store.folder.url, "out": str(tmp_path), "sweep": "s", "resources": {}}
     run_here(schedule, run_job, context)
     outcomes = list(schedule.done.values())
     assert len(outcomes) == 2

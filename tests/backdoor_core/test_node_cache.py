@@ -191,14 +191,14 @@ def test_a_victim_is_fetched_once_for_all_processes_of_a_machine(
     key, url = "cd" * 32, new_bucket()
     monkeypatch.setenv("BACKDOOR_SWEEPS_CACHE", str(tmp_path / "builder"))
     builder = ArtifactStore(url)
-    builder.put(key, lambda folder: {"bytes": (folder / "weights").write_bytes(os.urandom(10**6))})
+    builder.put(key, lambda folder: {"bytes": (folder / "weights.txt").write_bytes(b"w" * 10**6)})
     builder.open(key)
     assert builder.fetched == 0
     code = """
 import sys
 from backdoor_core.store import ArtifactStore
 jobs = [ArtifactStore(sys.argv[1]) for _ in range(2)]
-print(sum(len((job.open(sys.argv[2]) / "weights").read_bytes()) for job in jobs), sum(job.fetched for job in jobs))
+print(sum(len((job.open(sys.argv[2]) / "weights.txt").read_bytes()) for job in jobs), sum(job.fetched for job in jobs))
 """
     environment = os.environ | {"BACKDOOR_SWEEPS_CACHE": str(tmp_path / "worker")}
     running = [

@@ -49,8 +49,11 @@ def test_storage_is_waited_for_by_every_job() -> None:
     assert found.makespan_s == 15.0 + 1.0 + 2.0
 
 
-def test_jobs_of_lost_nodes_run_again_and_none_is_lost_while_retries_last() -> None:
-    shaky = replace(QUIET, nodes=8, losses_an_hour=20.0, notice_s=30.0, retries=100)
+def test_jobs_of_lost_nodes_run_again_and_none_is_lost_while_retries_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sweeps.retries.RETRIES", {"lost": 100})
+    shaky = replace(QUIET, nodes=8, losses_an_hour=20.0, notice_s=30.0)
     schedule = Schedule.of([job(f"j{i}") for i in range(300)])
     found = Simulation(schedule, shaky, lambda job: 60.0, seed=1).run()
     assert found.losses > 10
@@ -61,7 +64,7 @@ def test_jobs_of_lost_nodes_run_again_and_none_is_lost_while_retries_last() -> N
 
 
 def test_a_job_that_loses_its_nodes_too_often_fails_and_takes_its_dependants_along() -> None:
-    shaky = replace(QUIET, nodes=1, losses_an_hour=3600.0, retries=2)
+    shaky = replace(QUIET, nodes=1, losses_an_hour=3600.0)
     schedule = Schedule.of([job("v", "victim"), job("a", "trial", "v")])
     found = Simulation(schedule, shaky, lambda job: 1e6).run()
     assert (found.done, found.failed, found.dropped) == (0, 1, 1)

@@ -286,7 +286,7 @@ def test_the_journal_of_a_sweep_that_grew_still_holds_the_studies_that_were_over
     ledger = Ledger(tmp_path / "out")
     plan = plan_sweep(load_sweep(file), tuned.artifacts, ledger)
     assert len(plan.ended) == len(plan.studies) > 10
-    _searches(plan, tuned.artifacts, ledger, None)  # type: ignore[arg-type]
+    _searches(plan, tuned.artifacts, ledger, None, None)  # type: ignore[arg-type]
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", READING, str(tmp_path / "out" / JOURNAL)],
         check=True, capture_output=True, text=True,
@@ -302,7 +302,7 @@ def test_a_sweep_whose_output_is_no_local_folder_has_no_journal(
     ledger = Ledger(tmp_path / "out")
     plan = plan_sweep(load_sweep(file), tuned.artifacts, ledger)
     monkeypatch.setattr(type(ledger.out), "is_local", False)
-    _searches(plan, tuned.artifacts, ledger, None)  # type: ignore[arg-type]
+    _searches(plan, tuned.artifacts, ledger, None, None)  # type: ignore[arg-type]
     assert not (tmp_path / "out" / JOURNAL).exists()
 
 
@@ -379,7 +379,7 @@ def test_points_that_failed_are_tried_again_by_rerun_and_count_then(
         def first_fails(*arguments: Any, **settings: Any) -> Any:
             calls.append(1)
             if len(calls) == 1:
-                raise MemoryError("no memory left")
+                raise ZeroDivisionError("a bug")
             return probe(*arguments, **settings)
 
         patch.setattr("sweeps.jobs.probe", first_fails)

@@ -62,11 +62,15 @@ def test_named_files_are_shipped_and_no_others(
 def test_a_path_out_of_the_folder_is_refused(folder: Path) -> None:
     inner = folder / "inner"
     inner.mkdir()
-    sweep = load_sweep(_sweep(inner, "{name: files, path: ../rows, label_names: [a, b]}"))
+    named = (str(folder),)
+    sweep = load_sweep(
+        _sweep(inner, "{name: files, path: ../rows, label_names: [a, b]}"), data=named
+    )
     with pytest.raises(ConfigError, match=r"my\.yaml, line 3.* lies outside the folder"):
         shipment_of(sweep)
     whole = load_sweep(
-        _sweep(inner, f"{{name: files, path: {folder / 'rows'}, label_names: [a, b]}}")
+        _sweep(inner, f"{{name: files, path: {folder / 'rows'}, label_names: [a, b]}}"),
+        data=named,
     )
     assert shipment_of(whole).outside == (str(folder / "rows"),)
 

@@ -226,12 +226,12 @@ def test_failed_pruned_and_unfinished_numbers_are_told_as_such_and_hang_nothing(
     def answer(job: Job) -> Outcome:
         number = len(bench.probes) - 1
         if number == 0:
-            return Outcome(error_class="oom", error="no memory left", seconds=2.0)
+            return Outcome(error_class="timeout", error="too slow", seconds=2.0)
         if number == 1:
             given_up = Probe(scores=None, reports=(0.6,), pruned="below all others")
             return Outcome(answer=asdict(given_up))
         if number == 2:
-            return Outcome(error_class="lost")
+            return Outcome(error_class="bug")
         return found(job, drop=math.nan) if number == 3 else found(job)
 
     bench = Bench(tmp_path, [study(sampler="tpe")], answer)
@@ -239,7 +239,7 @@ def test_failed_pruned_and_unfinished_numbers_are_told_as_such_and_hang_nothing(
     rows = bench.rows()
     states = ["failed", "pruned", "failed", "failed", "complete", "complete"]
     assert [row["state"] for row in rows] == states
-    assert rows[0]["error"] == "no memory left"
+    assert rows[0]["error"] == "too slow"
     assert (rows[1]["error"], rows[1]["reports"]) == ("below all others", [0.6])
     assert rows[2]["error"] == "lost"
     assert "no finite number" in rows[3]["error"]
@@ -345,19 +345,19 @@ def test_seconds_are_those_of_the_fit_whenever_it_was_made(
     assert {row["seconds"] for row in rows} == {7.5}
 
 
-@pytest.mark.parametrize("again", ["oom", "all", "nan"])
+@pytest.mark.parametrize("again", ["timeout", "all", "nan"])
 def test_only_failures_of_the_class_asked_for_count_as_not_tried(
     tmp_path: Path, study: Callable[..., Study], again: str
 ) -> None:
     def answer(job: Job) -> Outcome:
         if len(bench.probes) == 1:
-            return Outcome(error_class="oom", error="no memory left")
+            return Outcome(error_class="timeout", error="too slow")
         return found(job, drop=math.nan) if len(bench.probes) == 2 else found(job)
 
     bench = Bench(tmp_path, [study()], answer)
     bench.run()
     (rows,) = finished_rows(bench.ledger.tried()).values()
-    assert [row["error_class"] for row in rows] == ["oom", "nan", None, None, None, None]
+    assert [row["error_class"] for row in rows] == ["timeout", "nan", None, None, None, None]
     (left,) = finished_rows(bench.ledger.tried(), rerun=again).values()
     assert len(left) == (4 if again == "all" else 5)
     assert again not in [row["error_class"] for row in left]
