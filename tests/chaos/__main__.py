@@ -65,7 +65,8 @@ def _played(
             own, place, work, calm, seed=seed, count=count, kinds=kinds, say=_said(console)
         )
         acts.append(act)
-    report.show(acts, console, seed=seed, seconds=time.monotonic() - start)
+        report.show_act(act, console)
+    report.show_end(acts, console, seed=seed, seconds=time.monotonic() - start)
     return all(act.survived for act in acts)
 
 

@@ -1,4 +1,4 @@
-"""The report of faults survived: a table by kind, and what differs where anything does."""
+"""The report of faults survived: for each act a table by kind, and what differs where anything does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ _ENDINGS = {
 _LEDGER_NOTE = r"note: .*\.parquet is damaged and was set aside"
 
 
-def show(acts: Sequence[Played], console: Console, *, seed: int, seconds: float) -> None:
-    """Prints the tables of all acts, the differences, and the last line."""
-    for act in acts:
-        console.print(_table(act))
-        _show_verdict(act, console)
+def show_act(act: Played, console: Console) -> None:
+    """Prints the table of an act, and what differs."""
+    console.print(_table(act))
+    _show_verdict(act, console)
+
+
+def show_end(acts: Sequence[Played], console: Console, *, seed: int, seconds: float) -> None:
+    """Prints the last line: whether all faults of all acts were survived."""
     struck = sum(len(act.struck) for act in acts)
     good = all(act.survived for act in acts)
     console.print(
