@@ -105,13 +105,24 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 """What libraries say in a RuntimeError when an allocation failed."""
 
 
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed, perhaps behind an import that could not be made for it."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _OUT_OF_MEMORY):
+        return True
+    return isinstance(error, ImportError) and _is_out_of_memory(
+        error.__cause__ or error.__context__
+    )
+
+
 def error_class(error: BaseException) -> str:
     """The ledger's class (one of `ERROR_CLASSES`) for an exception."""
     if isinstance(error, SweepError):
         return error.error_class
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "oom"
-    if isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _OUT_OF_MEMORY):
+    if _is_out_of_memory(error):
         return "oom"
     if isinstance(error, TimeoutError):
         return "timeout"

@@ -43,7 +43,7 @@ _PASSING_ERRNOS = frozenset({
     errno.ENETUNREACH, errno.ENOTCONN, errno.EPIPE, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
 })  # fmt: skip
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+_ERRNO = re.compile(r"(?:\[errno |\(os error )(\d+)", re.IGNORECASE)
 # The AWS SDK has a name for most answers of S3, and only an HTTP status for those without a body.
 _AWS = re.compile(r"AWS Error ([A-Z0-9_]+)(?: \(HTTP status (\d+)\))?")
 _PASSING_AWS = frozenset({
@@ -88,9 +88,10 @@ def patience_s() -> float:
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The system's error number, also where only the text of an Arrow error has it."""
+    """The system's error number, also where only the text of an Arrow or a safetensors error has it."""
     number = getattr(error, "errno", None)
-    if number is None and isinstance(error, OSError | pa.ArrowException):
+    texts = isinstance(error, OSError | pa.ArrowException)
+    if number is None and (texts or type(error).__name__ == "SafetensorError"):
         found = _ERRNO.search(str(error))
         number = int(found.group(1)) if found else None
     return number

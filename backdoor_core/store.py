@@ -27,7 +27,7 @@ from backdoor_core.errors import (
 )
 from backdoor_core.folder import Folder
 from backdoor_core.node_cache import NodeCache
-from backdoor_core.patience import is_missing, patiently, worded
+from backdoor_core.patience import is_full, is_missing, patiently, worded
 from backdoor_core.stock import Leaving, Published, leavings_in, published_in, still_left
 
 _LOG = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class ArtifactStore:
         """Set aside like a damaged one, but never built again unasked: who put it there is worth a question."""
         return UnsafeArtifactError(
             f"artifact {key[:12]} was refused: {why}; nothing of it was loaded. It was set aside as "
-            f"{self._set_aside(key, data)}; if you trust this store all the same, run again to build it anew"
+            f"{self._set_aside(key, data)}; if you trust this store all the same, "
+            "`sweeps rerun FILE --failed unsafe` builds it anew"
         )
 
     def _set_aside(self, key: str, data: bytes) -> str:
@@ -276,8 +277,11 @@ def _filled(
         return Manifest.of_folder(folder, facts or {}, writer)
     except SweepError:  # some are OSErrors too, and say more
         raise
-    except OSError as error:
-        raise worded(str(folder), error) from error
+    except Exception as error:
+        # Libraries that write weights say a full disk in errors of their own.
+        if isinstance(error, OSError) or is_full(error):
+            raise worded(str(folder), error) from error
+        raise
 
 
 class Shelf:

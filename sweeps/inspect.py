@@ -154,6 +154,7 @@ def _standing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _ledger(out: str | Path) -> Ledger:
     ledger = Ledger(out)
+    ledger.out.reach()
     if not ledger.rows.names(".parquet"):
         raise ConfigError(
             f"no ledger in {ledger.out.url}; give the output folder of a run (runs/<name>)"
@@ -168,7 +169,7 @@ def find_trial(out: str | Path, key: str) -> tuple[Folder, dict[str, Any]]:
     folder right above some. Raises ConfigError where none or several match.
     """
     found: dict[str, tuple[Folder, dict[str, Any]]] = {}
-    for folder in _output_folders(Folder(out)):
+    for folder in _output_folders(Folder(out).reach()):
         try:
             rows = Ledger(folder.url).table().to_pylist()
         except DataError:  # somebody else's folder that is called `ledger` too

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from backdoor_core.errors import JobTimeoutError
+from backdoor_core.errors import JobTimeoutError, error_class
 
 _GIB = 1 << 30
 _STATUS = Path("/proc/self/status")
@@ -76,6 +76,12 @@ def _memory(limit_gib: float) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
     try:
         yield
+    except Exception as error:
+        if error_class(error) != "oom":
+            raise
+        raise MemoryError(
+            f"more than resources.memory_gib = {limit_gib:g} above what the worker holds; raise it ({error})"
+        ) from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 

@@ -51,6 +51,7 @@ from sweeps.config import Resources  # noqa: E402
 from sweeps.ended_trials import Unprinted  # noqa: E402
 from sweeps.local import outcome_of  # noqa: E402
 from sweeps.lost_workers import OUT_OF_MEMORY, NotesErrors, survive_the_memory_monitor  # noqa: E402
+from sweeps.ray_signals import signals_kept  # noqa: E402
 from sweeps.schedule import Outcome, Schedule  # noqa: E402
 from sweeps.spot import is_going  # noqa: E402
 
@@ -183,18 +184,20 @@ def start_ray(cpus: int | None = None) -> None:
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         _check_answers(address)
-        ray.init(address=address, **settings)
+        with signals_kept():
+            ray.init(address=address, **settings)
         warn_of_open_cluster(ray.get_runtime_context().gcs_address)
     else:
         ensure_token()
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                dashboard_host=LOOPBACK,
-                **settings,
-            )
+            with signals_kept():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    dashboard_host=LOOPBACK,
+                    **settings,
+                )
         except (
             Exception
         ) as error:  # Ray says it in many ways: a start-up that takes too long, ports, a full disk

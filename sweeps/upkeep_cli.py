@@ -47,14 +47,15 @@ def doctor(store: str | None, out: str | None, no_ray: bool, as_json: bool) -> N
 
     Each line is ok, a warning or a problem; exit code 1 if there is a problem.
     """
+    from backdoor_core.redact import redacted
     from sweeps.doctor import examined
 
     lines = []
     for finding in examined(store, out, with_ray=not no_ray):
         lines.append(finding)
         if not as_json:
-            click.echo(finding.as_text())
+            click.echo(redacted(finding.as_text()))
     if as_json:
-        click.echo(json.dumps([finding.as_dict() for finding in lines], indent=2))
+        click.echo(redacted(json.dumps([finding.as_dict() for finding in lines], indent=2)))
     if any(finding.level == "problem" for finding in lines):
         sys.exit(EXIT_PROBLEM)

@@ -72,8 +72,10 @@ class Adversary:
     def act(self, finished: int, driver: subprocess.Popen[bytes] | None) -> Blow | None:
         """Ends what has lasted long enough, and strikes the next fault where it is due and can be struck."""
         self._relieve()
+        if self.holds:
+            return None  # a node needs its disk to start, too
         self._bring_node_back(finished)
-        if self.holds or not self.left:
+        if not self.left:
             return None
         fault = self.faults[len(self.blows)]
         if finished < fault.due_jobs:
