@@ -16,7 +16,7 @@ import pytest
 from backdoor_core.address import Address
 from backdoor_core.errors import ConfigError, JobTimeoutError, StorageError, error_class
 from backdoor_core.folder import Folder
-from backdoor_core.patience import PATIENCE_VARIABLE, may_pass, patience_s, patiently
+from backdoor_core.patience import PATIENCE_VARIABLE, is_full, may_pass, patience_s, patiently
 
 
 @pytest.fixture(autouse=True)
@@ -273,3 +273,13 @@ def test_a_full_disk_has_its_own_line(tmp_path: Path, monkeypatch: pytest.Monkey
         Folder(tmp_path).write("a", b"1")
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_in_the_words_of_the_writer_of_weights_is_one() -> None:
+    from safetensors import SafetensorError
+
+    error = SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
+    assert is_full(error)
+    assert not is_full(SafetensorError("Error while deserializing header: header too large"))

@@ -87,3 +87,10 @@ def test_a_job_that_shares_a_gpu_may_fill_its_share(
 
 def test_threads_follow_the_cpus() -> None:
     assert [Resources(cpu=cpu).threads for cpu in (0.5, 1, 2.5, 8)] == [1, 1, 2, 8]
+
+
+def test_an_import_that_failed_for_want_of_memory_is_out_of_memory() -> None:
+    error = ModuleNotFoundError("Could not import module 'BertForMaskedLM'")
+    error.__cause__ = MemoryError()
+    assert error_class(error) == "oom"
+    assert error_class(ModuleNotFoundError("No module named 'x'")) == "dependency"
