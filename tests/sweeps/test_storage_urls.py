@@ -77,7 +77,7 @@ def test_a_bucket_holds_what_a_folder_would(places: Places) -> None:
     assert {row[0] for row in here.values()} == {"ok"}
     assert numbers(places.out.url) == here
     local, remote = ArtifactStore(places.folder / "store"), ArtifactStore(places.store.url)
-    published = [sorted(one.key for one in list(store.keys())) for store in (local, remote)]
+    published = [sorted(one.key for one in store.published()) for store in (local, remote)]
     assert published[0]
     assert published[0] == published[1]
     assert not list(remote.leavings())

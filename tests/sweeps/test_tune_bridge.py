@@ -54,9 +54,11 @@ def killed(payload, context):
 
 
 def slow(payload, context):
-    """Never ends by itself."""
+    """Does not end by itself for a long time; a file `stop` frees its worker for the next test."""
     noted(payload, context)
-    time.sleep(600)
+    end = time.monotonic() + 600
+    while time.monotonic() < end and not Path(context["folder"]).with_name("stop").exists():
+        time.sleep(0.1)
 
 
 def patient(payload, context):
@@ -353,6 +355,7 @@ def test_a_long_job_is_given_up_after_the_grace_time(
     bridged: Callable[..., Schedule], tmp_path: Path
 ) -> None:
     schedule, interruption, _, took_s = stopped(bridged, tmp_path, "slow", 1)
+    (tmp_path / "stop").touch()
     assert schedule is None
     assert interruption.given_up
     assert took_s < 30
