@@ -162,8 +162,14 @@ class ArtifactStore:
         return self.folder.located(aside)
 
     def facts(self, key: str) -> dict[str, Any]:
-        """What the builder wrote down beside the files (seconds, device, counts)."""
-        return dict(Manifest.parse(self._manifest(key)).facts)
+        """What the builder wrote down beside the files (seconds, device, counts).
+
+        Raises DamagedArtifactError where the manifest is not as it was published: who opens it next sets it aside.
+        """
+        try:
+            return dict(Manifest.parse(self._manifest(key)).facts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedArtifactError(f"artifact {key[:12]} was damaged ({error})") from error
 
     def put(self, key: str, write: Callable[[Path], dict[str, Any] | None]) -> bool:
         """Publishes an artifact; `write` fills an empty local folder and may return facts (JSON).

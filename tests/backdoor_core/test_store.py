@@ -423,3 +423,16 @@ def test_names_are_the_visible_files(tmp_path: Path) -> None:
     folder.remove("a.parquet")
     folder.remove("a.parquet")
     assert folder.names(".parquet") == ["b.parquet"]
+
+
+def test_facts_of_a_damaged_manifest_are_an_error_of_storage_and_not_a_bug(
+    own_store: ArtifactStore,
+) -> None:
+    """Damage may fall after a job has opened the artifact: the job's next try then builds it anew."""
+    own_store.put(KEY, write_two)
+    manifest_cut(Stored(own_store))
+    with pytest.raises(DamagedArtifactError) as caught:
+        own_store.facts(KEY)
+    assert caught.value.error_class == "storage"
+    with pytest.raises(DamagedArtifactError, match="set aside"):
+        own_store.open(KEY)
