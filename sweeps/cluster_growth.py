@@ -26,17 +26,18 @@ def slots_when_grown(request: Mapping[str, float], *, largest_node: Mapping[str,
     """
     if text := os.environ.get(GROWN_SLOTS, ""):
         return int(text) if text.isdecimal() else 0
-    return slots_of_file(_bootstrap(), request, largest_node)
+    return slots_of_file(bootstrap(), request, largest_node)
 
 
 def has_more_nodes_to_come(nodes: int) -> bool:
     """Whether the cluster, which has `nodes` now, may have more. False away from the head of a cluster."""
     if os.environ.get(GROWN_SLOTS):
         return True
-    return nodes < 1 + int(_bootstrap().get("max_workers", 0))
+    return nodes < 1 + int(bootstrap().get("max_workers", 0))
 
 
-def _bootstrap() -> dict[str, Any]:
+def bootstrap() -> dict[str, Any]:
+    """The cluster file that the launcher left on this head; empty elsewhere."""
     file = BOOTSTRAP.expanduser()
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 

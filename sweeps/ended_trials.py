@@ -28,7 +28,7 @@ class Unprinted(TrialProgressCallback):
 class ForgetsEnded(FIFOScheduler):
     """First come, first served; when a trial ends, those that ended before it are forgotten.
 
-    The last one stays: it may be tried again, and Tune cannot make its (unused) analysis of no trials at all.
+    The last one stays: Tune cannot make its (unused) analysis of no trials at all.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -49,7 +49,7 @@ class ForgetsEnded(FIFOScheduler):
         _forget_ended(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """As `on_trial_complete`; Tune may be about to queue `trial` again."""
+        """As `on_trial_complete`."""
         _forget_ended(tune_controller, trial)
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import yaml
-
-from sweeps.cluster_growth import BOOTSTRAP
+from sweeps.cluster_growth import bootstrap
 
 
 def score(
@@ -45,8 +43,5 @@ def score(
 @cache
 def hourly_usd() -> dict[str, float]:
     """Prices by node type, from the cluster file that the launcher left on this head; empty elsewhere."""
-    file = BOOTSTRAP.expanduser()
-    if not file.is_file():
-        return {}
-    notes = yaml.safe_load(file.read_text(encoding="utf-8")).get("metadata") or {}
+    notes = bootstrap().get("metadata") or {}
     return {str(name): float(price) for name, price in (notes.get("hourly_usd") or {}).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -84,7 +84,7 @@ def run_plan(
         except KeyboardInterrupt:
             schedule.closed = True
             _give_up(local)
-    with nullcontext() if gate is None else gate.writing():
+    with _writing(gate):
         _record_dropped(schedule, plan, ledger, gate)
         ledger.compact()
     ending: Literal["finished", "time", "interrupted"] = "finished"
@@ -138,6 +138,16 @@ def _execute(
         )  # fmt: skip
 
 
+def _writing(gate: Elsewhere | None) -> AbstractContextManager[None]:
+    """For the duration no other driver writes rows of its own into this ledger, or compacts it."""
+    return nullcontext() if gate is None else gate.writing()
+
+
+def _left(records: list[TrialRecord], gate: Elsewhere | None) -> list[TrialRecord]:
+    """The records that no driver has written yet."""
+    return records if gate is None else gate.unrecorded(records)
+
+
 def _give_up(local: bool) -> None:
     """Ends the workers, and the jobs that run in them: they publish whole things or nothing."""
     if not local:
@@ -166,8 +176,8 @@ def _searches(
         if cause is None:
             return jobs_of_study(plan, store, study, specs)
         rows = [row for spec in specs for row in _failed_rows([spec], plan, cause)]
-        with nullcontext() if gate is None else gate.writing():
-            ledger.append(rows if gate is None else gate.unrecorded(rows), {})
+        with _writing(gate):
+            ledger.append(_left(rows, gate), {})
         progress.failed_rows += len(rows)
         progress.failures.append(f"{study.label}: {cause.error_class}: {cause.error}")
         return []
@@ -183,7 +193,7 @@ def record_skipped(plan: Plan, ledger: Ledger, gate: Elsewhere | None = None) ->
     """A row for each trial that cannot be, once."""
     if not plan.skipped:
         return
-    with nullcontext() if gate is None else gate.writing():
+    with _writing(gate):
         known = set(ledger.table()["key"].to_pylist())
         ledger.append(
             [
@@ -209,7 +219,7 @@ def _record_dropped(schedule: Schedule, plan: Plan, ledger: Ledger, gate: Elsewh
         if schedule.jobs[key].kind == "trial"
         for record in _failed_rows(schedule.jobs[key].specs, plan, cause)
     ]
-    ledger.append(records if gate is None else gate.unrecorded(records), {})
+    ledger.append(_left(records, gate), {})
 
 
 def _failed_rows(specs: Sequence[TrialSpec], plan: Plan, cause: Outcome) -> Iterator[TrialRecord]:

@@ -33,7 +33,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
     file.write_text(text, encoding="utf-8")
     monkeypatch.setattr(cluster_growth, "BOOTSTRAP", file)
-    monkeypatch.setattr(node_choice, "BOOTSTRAP", file)
     monkeypatch.delenv(cluster_growth.GROWN_SLOTS, raising=False)
     node_choice.hourly_usd.cache_clear()
     yield yaml.safe_load(text)
