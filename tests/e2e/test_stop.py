@@ -14,7 +14,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 120
 
 
-def test_sigterm_lets_running_jobs_end_and_the_same_command_goes_on(
+def test_sigterm_lets_running_jobs_end_and_a_later_run_goes_on(
     tiny_sweep: Callable[..., Path], sweeps_process: Start, tmp_path: Path
 ) -> None:
     file = tiny_sweep(tmp_path, seeds=2)
@@ -37,7 +37,7 @@ def test_sigterm_lets_running_jobs_end_and_the_same_command_goes_on(
     for noise in ("Traceback", "*** SIGTERM", "    @ "):
         assert noise not in output, output
     before = Ledger(tmp_path / "out").table()["key"].to_pylist()
-    again = sweeps_process(*command)
+    again = sweeps_process(*command, "--local")
     output, _ = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, output
     rows = Ledger(tmp_path / "out").table().to_pylist()

@@ -16,9 +16,17 @@ from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline
 from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import spec_of
+from sweeps import retries
 
 Cli = Callable[..., Result]
 Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of `--local` run in this process; what lies between their tries is not what is tested here."""
+    monkeypatch.setattr(retries, "WAIT_S", {})
+
 
 NUMBERS = ("cacc", "asr", "asrd", "cacc_drop", "victim_cacc", "victim_asr", "twin_asr", "frr")
 
