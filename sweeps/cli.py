@@ -466,9 +466,16 @@ def _examples(
 ) -> tuple[list[TrialExamples], str]:
     """The texts of the trials that a report drills down to, as the stores of the runs have them."""
     from analysis.examples import TrialExamples, chosen_rows
+    from backdoor_core.errors import StorageError
     from sweeps.examples import gathered, stores_of
 
-    found, note = gathered(chosen_rows(results), stores_of(outs, store), trust_code=trust_code)
+    try:
+        stores = stores_of(outs, store)
+    except StorageError as error:  # the numbers are there all the same
+        note = redacted(f"No texts are shown: {error}")
+        click.echo(f"note: {note}", err=True)
+        return [], note
+    found, note = gathered(chosen_rows(results), stores, trust_code=trust_code)
     return [TrialExamples.of(value) for value in found], note
 
 

@@ -54,11 +54,15 @@ class _Archive(Workshop):
 
 
 def stores_of(outs: Iterable[str | Path], store: str | None = None) -> list[ArtifactStore]:
-    """The stores to look in: the one named, or those that the runs into these output folders used."""
-    if store:
-        return [ArtifactStore(store)]
-    noted = [noted_store(Folder(out)) or str(default_store()) for out in outs]
-    return [ArtifactStore(place) for place in dict.fromkeys(noted)]
+    """The stores to look in: the one named, or those that the runs into these output folders used.
+
+    Raises StorageError where one does not answer.
+    """
+    places = [store or noted_store(Folder(out)) or str(default_store()) for out in outs]
+    stores = [ArtifactStore(place) for place in dict.fromkeys(places)]
+    for one in stores:
+        one.folder.reach()
+    return stores
 
 
 def gathered(

@@ -101,6 +101,8 @@ def collect(
     Raises ConfigError without any ledger, where a ledger is empty, or where what a row needs is not known; StorageError
     where another driver works on the store (dead ones are waited for `patience_s`).
     """
+    for folder in (store.folder, *(ledger.out for ledger in ledgers)):
+        folder.reach()
     needs = _needs(ledgers)
     if not delete:
         return _collected(store, needs, older_than_s, delete=False)

@@ -89,6 +89,7 @@ def noted_store(out: Folder) -> str | None:
 
     Raises ConfigError where the note is none that a run writes: it is a file that may come from elsewhere.
     """
+    out.reach()
     return trusted_store(out.read(STORE_NOTE), out.url) if out.exists(STORE_NOTE) else None
 
 
