@@ -100,9 +100,7 @@ class Folder:
         Raises StorageError, also where the bucket is missing; what may pass is tried again for seconds only.
         """
         top = self.root if self.is_local else self.root.split("/")[0]
-        found = patiently(
-            self.url, lambda: self.filesystem.get_file_info(top), at_most_s=READER_S
-        )
+        found = patiently(self.url, lambda: self.filesystem.get_file_info(top), at_most_s=READER_S)
         if found.type == fs.FileType.NotFound and not self.is_local:
             raise StorageError(f"cannot use {self.url}: there is no bucket {top!r}; check its name")
         return self

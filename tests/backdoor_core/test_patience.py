@@ -211,7 +211,9 @@ def test_a_silent_server_is_noticed(monkeypatch: pytest.MonkeyPatch, server: Ser
         silent.listen(64)
         place = f"s3://b/x?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
         start = time.monotonic()
-        with pytest.raises(StorageError, match=r"nothing answers there.*It said: .*NETWORK_CONNECTION"):
+        with pytest.raises(
+            StorageError, match=r"nothing answers there.*It said: .*NETWORK_CONNECTION"
+        ):
             Folder(place).read("a")
         assert time.monotonic() - start < 30
 

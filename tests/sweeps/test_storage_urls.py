@@ -218,7 +218,10 @@ def test_who_reads_at_a_terminal_is_told_soon_and_in_one_line(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{unused.getsockname()[1]}"
-        for endpoint, said in ((s3_endpoint, "there is no bucket"), (dead, "nothing answers there")):
+        for endpoint, said in (
+            (s3_endpoint, "there is no bucket"),
+            (dead, "nothing answers there"),
+        ):
             place = f"s3://no-such-bucket/out?endpoint_override={endpoint}&scheme=http"
             start = time.monotonic()
             result = cli(*(word.format(place=place) for word in words), input="a text\n")
