@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
-from sweeps.cluster_file import KUBERAY_KIND, ClusterNotes, StoragePlaces, read_cluster_source
+from sweeps.cluster_file import (
+    KUBERAY_KIND,
+    ClusterNotes,
+    check_keys,
+    ray_schema,
+    read_cluster_source,
+    read_notes,
+)
 from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
 from sweeps.cluster_growth import fits
 from sweeps.cluster_kuberay import check_manifest
 from sweeps.cluster_places import check_region, check_storage, note_placeholders
 from sweeps.cluster_providers import check_node_config, check_provider, market_of
-from sweeps.config import wording
 from sweeps.head import telling_line
 from sweeps.source import Keys
 
@@ -84,17 +87,11 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
         found.mistake((), "cluster_name is missing; Ray would call the cluster `default`")
     provider = _section(value, "provider")
     kind = str(provider.get("type", ""))
-    schema = _ray_schema()
-    known = set(schema["properties"]) | ({"min_workers"} if kind == "local" else set())
-    found.unknown_keys(value, (), known)
-    found.unknown_keys(value.get("auth"), ("auth",), schema["properties"]["auth"]["properties"])
-    found.unknown_keys(
-        value.get("docker"), ("docker",), schema["properties"]["docker"]["properties"]
-    )
+    check_keys(found, value)
     check_provider(found, provider)
     check_region(found, provider)
     notes = _check_notes(found, value)
-    nodes = list(_node_types(found, value, kind, notes, schema))
+    nodes = list(_node_types(found, value, kind, notes))
     _check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)
@@ -102,14 +99,6 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     if not found.mistakes:
         _check_by_ray(found, value)
     yield from nodes
-
-
-def _ray_schema() -> dict[str, Any]:
-    import ray.autoscaler
-
-    file = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
-    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return schema
 
 
 def _check_by_ray(found: Findings, value: dict[str, Any]) -> None:
@@ -143,17 +132,8 @@ def _kind_expected(error: Exception) -> str:
 
 def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
     """The `metadata` section, and the storage in it."""
-    try:
-        notes = ClusterNotes.model_validate(value.get("metadata") or {})
-    except ValidationError as error:
-        given = _section(value, "metadata")
-        found.unknown_keys(given, ("metadata",), ClusterNotes.model_fields)
-        found.unknown_keys(
-            given.get("storage"), ("metadata", "storage"), StoragePlaces.model_fields
-        )
-        for inside, message in wording(error):
-            if "Extra inputs" not in message:
-                found.mistake(("metadata", *inside), message)
+    notes = read_notes(found, value)
+    if notes is None:
         return ClusterNotes(sweeps="sweeps")
     keys: Keys = ("metadata",) if "metadata" in value else ()
     if notes.storage is None:
@@ -167,7 +147,7 @@ def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
 
 
 def _node_types(
-    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes, schema: dict[str, Any]
+    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes
 ) -> Iterator[NodeType]:
     """The node types of the file, each checked; the hosts of the local provider are of one type."""
     types = _section(value, "available_node_types")
@@ -194,7 +174,7 @@ def _node_types(
             if "head_node_type" in value
             else "head_node_type is missing: the name of the node type of the head",
         )
-    known = schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
+    known = ray_schema()["available_node_types"]["patternProperties"][".*"]["properties"]
     for name, given in types.items():
         keys: Keys = ("available_node_types", name)
         if not isinstance(given, dict):

@@ -120,7 +120,9 @@ PLANTED: dict[str, tuple[Change, str]] = {
     "storage without a bucket": (_set(*_OUT, to="s3:///runs"), "names a bucket"),
     "zone for a region": (_set("provider", "region", to="us-east-1a"), "which is a zone: write us-east-1,"),
     "no region": (_set("provider", "region", to="useast1"), "did you mean 'us-east-1'?"),
-    "zone of another region": (_set("provider", "availability_zone", to="us-west-2a"), "us-west-2a: not in the region us-east-1"),
+    "zone of another region": (
+        _set("provider", "availability_zone", to="us-west-2a"), "us-west-2a: not in the region us-east-1"
+    ),
 }  # fmt: skip
 
 
