@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from backdoor_core import __version__
+from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError
 from backdoor_core.redact import redacted
 from sweeps.cluster_cli import cluster, submit
@@ -320,7 +321,10 @@ def _planned_and_run(
     click.echo(estimated(made, ledger).as_text())
     if not made.jobs and not made.studies:
         record_skipped(made, ledger, Elsewhere(claims, artifacts, ledger))
-        click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
+        trials = (
+            "the one trial is" if len(made.trials) == 1 else f"all {len(made.trials)} trials are"
+        )
+        click.echo(f"nothing to do: {trials} in {ledger.out.url}")
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
@@ -341,7 +345,7 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     from sweeps.progress import duration
 
     click.echo(
-        f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
+        f"{result.done_jobs} of {counted(result.jobs, 'job')} in {duration(result.seconds)}; "
         f"ledger: {ledger.rows.url}"
     )
     if result.ending == "interrupted":
@@ -352,8 +356,8 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     failed = result.failed_trials + failed_before
     if failed:
         click.echo(
-            f"{failed} trials failed; `sweeps status` lists them, "
-            "`sweeps rerun FILE --failed` runs them again",
+            f"{counted(failed, 'trial')} failed; `sweeps status` says why, "
+            "`sweeps rerun FILE --failed` tries again",
             err=True,
         )
         return EXIT_FAILED_TRIALS

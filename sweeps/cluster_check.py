@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
 from sweeps.cluster_file import (
@@ -205,7 +206,7 @@ def _check_counts(found: Findings, value: dict[str, Any], nodes: Sequence[NodeTy
     if least > most:
         keys: Keys = ("max_workers",) if "max_workers" in value else ()
         found.mistake(
-            keys, f"at most {most} workers in all, and the min_workers of the node types add up to {least}"
+            keys, f"at most {counted(most, 'worker')} in all, and the min_workers of the node types add up to {least}"
         )  # fmt: skip
     for node in nodes:
         keys = ("available_node_types", node.name)
@@ -255,7 +256,5 @@ def _check_sweeps(found: Findings, nodes: Sequence[NodeType], sweeps: Sequence[P
 def refuse(path: Path, report: ClusterReport) -> None:
     """Raises ConfigError with all mistakes, one a line, where there are any."""
     if report.mistakes:
-        count = len(report.mistakes)
-        raise ConfigError(
-            "\n".join((f"{path}: {count} mistake{'s' if count > 1 else ''}", *report.mistakes))
-        )
+        count = counted(len(report.mistakes), "mistake")
+        raise ConfigError("\n".join((f"{path}: {count}", *report.mistakes)))

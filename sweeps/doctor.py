@@ -21,6 +21,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from backdoor_core import __version__
+from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError
 from backdoor_core.folder import Folder
 from sweeps.plan import BF16_CPU_FLAGS, cpu_flags, default_store
@@ -252,7 +253,11 @@ def ray_starts() -> Iterator[Finding]:
         start_ray()
         took = time.perf_counter() - start
         have = ray.cluster_resources()
-        found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, ready in {took:.1f} s"
+        cpus, gpus = (
+            counted(int(have.get("CPU", 0)), "CPU"),
+            counted(int(have.get("GPU", 0)), "GPU"),
+        )
+        found = f"{cpus}, {gpus}, ready in {took:.1f} s"
         yield _ok("ray", found)
         yield ports()
         yield worker()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from backdoor_core.corpus import Corpus
+from backdoor_core.counting import counted
 from backdoor_core.defense import Decision
 from backdoor_core.errors import ConfigError, SweepError
 from backdoor_core.evaluation import fixed_target
@@ -90,7 +91,10 @@ def gathered(
     if not reasons:
         return found, ""
     why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
-    return found, f"{sum(reasons.values())} of {asked} trials have no texts to show ({why})."
+    return (
+        found,
+        f"No texts to show for {sum(reasons.values())} of {counted(asked, 'trial')} ({why}).",
+    )
 
 
 def _first(

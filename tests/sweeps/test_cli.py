@@ -231,7 +231,7 @@ def test_report_of_several_folders_with_pictures(cli: Cli, tmp_path: Path) -> No
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert "12 trials (12 ok" in page
     assert "asrd of sst2 with bert" in (tmp_path / "cd.svg").read_text(encoding="utf-8")
-    assert "trials have no texts to show" in page
+    assert "No texts to show for " in page
     nowhere = cli("report", first, second)
     assert nowhere.exit_code == EXIT_BAD_INPUT
     assert "--to FOLDER" in nowhere.output
