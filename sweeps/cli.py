@@ -353,6 +353,12 @@ def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
         return int(result.exit_code)
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
+    if result.refused:
+        click.echo(
+            f"{counted(len(result.refused), 'artifact')} refused as unsafe and set aside (see above): look who can "
+            "write to the store before you build anew",
+            err=True,
+        )
     failed = result.failed_trials + failed_before
     if failed:
         click.echo(
