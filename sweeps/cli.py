@@ -15,6 +15,7 @@ from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError
 from backdoor_core.redact import redacted
 from sweeps.cluster_cli import cluster, submit
+from sweeps.interruption import signal_of, sigterm_as_interrupt
 from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
@@ -29,21 +30,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_FAILED_TRIALS = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Turns the project's errors into lines on stderr and exit code 2, and Ctrl-C into a line and 130."""
+    """Errors become lines on stderr and exit code 2; Ctrl-C and SIGTERM a line and 130 or 143."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with sigterm_as_interrupt():
+                return super().invoke(ctx)
         except SweepError as error:
             click.echo(f"error: {redacted(str(error))}", err=True)
             sys.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            number = signal_of(interrupt)
+            click.echo(f"interrupted ({number.name})", err=True)
+            sys.exit(128 + number)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -344,9 +346,10 @@ def _planned_and_run(
 def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     from sweeps.progress import duration
 
+    # A run that was interrupted early has written no row yet.
+    place = f"ledger: {ledger.rows.url}" if ledger.rows.exists() else "nothing in the ledger yet"
     click.echo(
-        f"{result.done_jobs} of {counted(result.jobs, 'job')} in {duration(result.seconds)}; "
-        f"ledger: {ledger.rows.url}"
+        f"{result.done_jobs} of {counted(result.jobs, 'job')} in {duration(result.seconds)}; {place}"
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)

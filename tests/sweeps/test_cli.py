@@ -19,7 +19,7 @@ from backdoor_core.ledger import Ledger
 from backdoor_core.record import TrialRecord
 from backdoor_core.spec import digest
 from sweeps import cli as cli_module
-from sweeps.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from sweeps.cli import EXIT_BAD_INPUT
 
 Cli = Callable[..., Result]
 
@@ -264,4 +264,4 @@ def test_ctrl_c_before_anything_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(cli_module, "_loaded", interrupted)
     result = cli("validate", "any.yaml")
-    assert (result.exit_code, result.output) == (EXIT_INTERRUPTED, "interrupted\n")
+    assert (result.exit_code, result.output) == (130, "interrupted (SIGINT)\n")
