@@ -176,6 +176,8 @@ def _meaning(error: BaseException) -> tuple[str, str]:
         if re.search(pattern, str(error)):
             return happened, advice
     number = errno_of(error)
+    if number is None and isinstance(error, ConnectionError | TimeoutError):
+        return "the connection broke off", "check the network, and run the command again"
     return (os.strerror(number) if number else "it cannot be used"), _LOCAL_ADVICE
 
 
