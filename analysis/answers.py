@@ -9,6 +9,7 @@ from analysis.exports import number
 from analysis.summaries import Summary
 from analysis.tradeoff import Point, cheapest_at_asr, safest_at_drop, worst_points
 from analysis.worst import WorstCase
+from backdoor_core.counting import counted
 
 DROP_LIMITS = (0.02, 0.05)
 ASR_LIMIT = 0.1
@@ -46,7 +47,7 @@ def _undefended(point: Point | None) -> list[str]:
 
 def _none_ranked(mine: Sequence[WorstCase]) -> str:
     return (
-        f"No defense setting was both measured on all {mine[0].all_cells} attack cells and tuned without "
+        f"No defense setting was both measured on all of {counted(mine[0].all_cells, 'attack cell')} and tuned without "
         "seeing the attack, so none is named best; the tables show what there is."
     )
 
@@ -65,7 +66,7 @@ def _within_drop(
     among = f"of {ranked} defense settings" if ranked > 1 else "the one defense setting that ran"
     text = (
         f"With a CACC drop of at most {limit:g} in every cell, {best.setting} has the lowest worst-case "
-        f"ASR over the {_counted(case.all_cells, 'attack cell')} ({among}): {number(best.asr.mean)}"
+        f"ASR over the {counted(case.all_cells, 'attack cell')} ({among}): {number(best.asr.mean)}"
         f"{_interval(best)}, at a largest CACC drop of {number(best.cacc_drop.mean)}."
     )
     base = undefended.asr.mean if undefended is not None else None
@@ -106,10 +107,6 @@ def _interval(point: Point) -> str:
     return f" (95 % interval {number(point.asr.low)} to {number(point.asr.high)})"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def _caveats(members: Sequence[Summary], mine: Sequence[WorstCase]) -> list[str]:
     """What a reader must know before believing the sentences above."""
     sentences = []
@@ -143,7 +140,7 @@ def _weak_attacks(members: Sequence[Summary]) -> list[str]:
     sentences = []
     if weak:
         sentences.append(
-            f"In {len(weak)} of {_counted(len(attacked), 'attack cell')} the attack did not take for some "
+            f"In {len(weak)} of {counted(len(attacked), 'attack cell')} the attack did not take for some "
             f"or all seeds, so a low ASR there is no merit of a defense: {_listed(weak)}."
         )
     empty = sorted(attacked - {s.cell for s in members if s.of("asr").mean is not None})

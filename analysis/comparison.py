@@ -17,6 +17,7 @@ from analysis.rank_tests import ALPHA, Ranking, rank_methods
 from analysis.seeds import Estimate
 from analysis.stats import PairedTest, differences, holm, wilcoxon
 from analysis.table import ResultTable
+from backdoor_core.counting import counted
 
 LOWER_IS_BETTER = frozenset({"asr", "asr_max", "asrd", "cacc_drop", "frr", "far"})
 
@@ -64,7 +65,7 @@ class Comparison:
         counts = [(cells, "attack cell"), (setups, "setup")]
         if self.block_kind == "cell_seed":
             counts.append((len({block.seed for block in self.blocks}), "seed"))
-        come_from = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+        come_from = ", ".join(counted(count, noun) for count, noun in counts)
         return (
             f"The {len(self.blocks)} blocks come from {come_from}. Blocks that share an attack, a seed or a setup "
             "(task, PLM) are not independent, as the tests take them to be; so the p-values can be too small."

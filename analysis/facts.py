@@ -11,6 +11,7 @@ from typing import Any
 from analysis.columns import cell_label, setting_label, setup_labels, swept
 from analysis.exports import NONE
 from analysis.summaries import Summary
+from backdoor_core.counting import counted
 from backdoor_core.folder import Folder
 from backdoor_core.record import FLAGS
 
@@ -106,17 +107,17 @@ def lead(
         (len({s.setting for s in found}), "defense setting"),
         (len(seeds), "seed"),
     )
-    axes = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+    axes = ", ".join(counted(count, noun) for count, noun in counts)
     outcome = ", ".join(f"{statuses[name]} {name}" for name in ("ok", "failed", "skipped"))
     older = sum(summary.superseded for summary in found)
     note = (
-        f" {older} older rows of the same cell, setting and seed (other code, files or tuning) are left out."
+        f" Left out: {counted(older, 'older row')} of the same cell, setting and seed (other code, files or tuning)."
         if older
         else ""
     )
     if failed_first := every - len(rows):
         note += f" {failed_first} more failed or were skipped at first and have numbers since."
-    return f"{len(rows)} trials ({outcome}) over {axes}.{note}"
+    return f"{counted(len(rows), 'trial')} ({outcome}) over {axes}.{note}"
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

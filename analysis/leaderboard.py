@@ -30,6 +30,7 @@ from analysis.standings import leaderboard_json, leaderboard_markdown
 from analysis.summaries import Summary, summaries
 from analysis.table import ResultTable
 from analysis.worst import Worst, WorstCase, worst_cases
+from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError
 
 BUDGET = 0.05
@@ -203,7 +204,7 @@ def _reasons(
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more cells"
+    return shown if len(names) <= most else f"{shown} and {counted(len(names) - most, 'more cell')}"
 
 
 def _value(worst: Worst) -> float:

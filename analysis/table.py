@@ -178,6 +178,7 @@ def loaded(path_or_paths: str | Path | Iterable[str | Path]) -> ResultTable:
 
 def _ledger(path: str | Path) -> Ledger:
     ledger = Ledger(path)
+    ledger.out.reach()
     if not ledger.out.exists("ledger"):
         raise StorageError(
             f"no results in {ledger.out.url}: expected a folder ledger/ inside it, as `sweeps run` leaves. "

@@ -13,6 +13,7 @@ from analysis.columns import ORACLE
 from analysis.seeds import Estimate
 from analysis.summaries import Summary
 from analysis.worst import WorstCase
+from backdoor_core.counting import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def _placed(summary: Summary) -> bool:
 
 def _why_not(case: WorstCase) -> str:
     if not case.complete:
-        return f"measured on {case.cells} of {case.all_cells} attack cells, not ranked"
+        return f"measured on {case.cells} of {counted(case.all_cells, 'attack cell')}, not ranked"
     return "oracle tuning, not ranked" if not case.rankable else ""
 
 

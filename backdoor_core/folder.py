@@ -22,7 +22,13 @@ from pyarrow import fs
 
 from backdoor_core.address import Address
 from backdoor_core.errors import ConfigError, DamagedFileError, StorageError
-from backdoor_core.patience import FIRST_CONTACT_S, is_missing, patiently, storage_errors
+from backdoor_core.patience import (
+    FIRST_CONTACT_S,
+    READER_S,
+    is_missing,
+    patiently,
+    storage_errors,
+)
 
 CHUNK_BYTES = 8 * 2**20
 """Files travel in pieces of this size, so that no model has to be in memory."""
@@ -89,14 +95,12 @@ class Folder:
         return self
 
     def reach(self) -> Folder:
-        """Asks once whether the place answers, before somebody reads there; the folder itself may be missing.
+        """Asks whether the place answers, before somebody reads there; the folder itself may be missing.
 
-        Raises StorageError, also where the bucket is missing; what may pass is tried again for half a minute only.
+        Raises StorageError, also where the bucket is missing; what may pass is tried again for seconds only.
         """
         top = self.root if self.is_local else self.root.split("/")[0]
-        found = patiently(
-            self.url, lambda: self.filesystem.get_file_info(top), at_most_s=FIRST_CONTACT_S
-        )
+        found = patiently(self.url, lambda: self.filesystem.get_file_info(top), at_most_s=READER_S)
         if found.type == fs.FileType.NotFound and not self.is_local:
             raise StorageError(f"cannot use {self.url}: there is no bucket {top!r}; check its name")
         return self

@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from backdoor_core.errors import ConfigError, StorageError, SweepError
+from backdoor_core.redact import redacted
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,6 +35,8 @@ PATIENCE_S = 300.0
 """How long a failing operation is tried again; `BACKDOOR_SWEEPS_STORAGE_PATIENCE_S` names another time."""
 FIRST_CONTACT_S = 30.0
 """The patience when a place is first used by a command: a misspelt address must not take minutes to be told."""
+READER_S = 5.0
+"""The patience when somebody who sits at a terminal looks at a place: they can ask again."""
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 20.0
 
@@ -59,18 +62,33 @@ _KEYS = (
     "credentials come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) or from "
     "the machine's role, and must allow reading, writing, listing and deleting here"
 )
-_ADVICE = (
-    (r"NO_SUCH_BUCKET|Bucket .* not found", "There is no such bucket: make it, or correct its name"),
+# What a library says, what happened, and what to do; the first that fits.
+_MEANINGS = (
+    (r"NO_SUCH_BUCKET|Bucket .* not found",
+     "there is no such bucket", "make it, or correct its name"),
     (r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT|ExpiredToken|PERMISSION_DENIED",
-     f"Access is refused: {_KEYS}"),
-    (r"TOO_SKEWED", "This machine's clock is wrong: set it"),
+     "access is refused", _KEYS),
+    (r"TOO_SKEWED", "this machine's clock is wrong", "set it"),
     (r"HTTP status 301|AuthorizationHeaderMalformed|PermanentRedirect",
-     "The bucket is in another region: add ?region=... to the URL, or set AWS_REGION"),
-    (r"OAuth2 access token", "No Google credentials were found: set GOOGLE_APPLICATION_CREDENTIALS"),
-    (r"resolve host", "The host's name is not known here: check the endpoint and the network"),
-    (r"AWS Error|google::cloud", "Check that the endpoint answers and that the bucket exists"),
+     "the bucket is in another region", "add ?region=... to the URL, or set AWS_REGION"),
+    (r"OAuth2 access token",
+     "no Google credentials were found", "set GOOGLE_APPLICATION_CREDENTIALS"),
+    (r"resolve host",
+     "the host's name is not known here", "check the endpoint and the network"),
+    (r"NETWORK_CONNECTION|curlCode|google::cloud::Status\((?:UNAVAILABLE|DEADLINE_EXCEEDED)",
+     "nothing answers there", "check the address of the endpoint, the network, and that the server runs"),
+    (r"SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|INTERNAL_FAILURE|HTTP status (?:408|429|5\d\d)",
+     "the server is busy or has trouble", "run the command again later"),
+    (r"AWS Error|google::cloud",
+     "the request failed", "check that the endpoint answers and that the bucket exists"),
 )  # fmt: skip
-_LOCAL_ADVICE = "Check that it exists, is writable and has free space"
+_FULL = (
+    "no space is left there",
+    "free some, or use another place, then run the command again",
+)
+_LOCAL_ADVICE = "check that it exists, is writable and has free space"
+_SHOWN_LETTERS = 240
+"""So much of a library's own words is shown; the SDKs of object stores go on for lines."""
 
 
 def patience_s() -> float:
@@ -141,18 +159,33 @@ def storage_errors(place: str) -> Iterator[None]:
 
 
 def worded(place: str, error: BaseException, more: str = "") -> StorageError:
-    """An error of a filesystem as one line: the place, what was said there, what to do."""
-    said = " ".join(str(error).split())
-    if is_full(error):
-        advice = (
-            "No space is left there: free some, or use another place, then run the command again"
-        )
-    else:
-        found = (advice for pattern, advice in _ADVICE if re.search(pattern, said))
-        advice = next(found, _LOCAL_ADVICE)
-    result = StorageError(f"cannot use {place}: {said.rstrip('.')}{more}. {advice}")
+    """An error of a filesystem as one line: the place, what happened, what to do; then what was said there."""
+    happened, advice = _meaning(error)
+    said = shortened(error)
+    tail = "" if happened in said and len(said) < len(happened) + 16 else f". It said: {said}"
+    result = StorageError(f"cannot use {place}: {happened}{more}; {advice}{tail}")
     result.errno = errno_of(error)
     return result
+
+
+def _meaning(error: BaseException) -> tuple[str, str]:
+    """What happened, and what to do, in our words."""
+    if is_full(error):
+        return _FULL
+    for pattern, happened, advice in _MEANINGS:
+        if re.search(pattern, str(error)):
+            return happened, advice
+    number = errno_of(error)
+    if number is None and isinstance(error, ConnectionError | TimeoutError):
+        return "the connection broke off", "check the network, and run the command again"
+    return (os.strerror(number) if number else "it cannot be used"), _LOCAL_ADVICE
+
+
+def shortened(error: BaseException) -> str:
+    """The words of an error in one line, without secrets and not too many of them."""
+    # Secrets go first: half of one is no value that could be found again.
+    said = redacted(" ".join(str(error).split())).rstrip(".")
+    return said if len(said) <= _SHOWN_LETTERS else f"{said[:_SHOWN_LETTERS]}..."
 
 
 def patiently(place: str, act: Callable[[], T], *, at_most_s: float | None = None) -> T:
@@ -164,8 +197,10 @@ def patiently(place: str, act: Callable[[], T], *, at_most_s: float | None = Non
 
     def tell(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            said = " ".join(str(state.outcome.exception()).split())
-            _LOG.warning("%s does not answer (%s); trying again for %.0f s", place, said, limit_s)
+            error = state.outcome.exception()
+            assert error is not None
+            said = f"{place}: {_meaning(error)[0]}; trying again for {limit_s:.0f} s"
+            _LOG.warning("%s. It said: %s", said, shortened(error))
 
     trying = Retrying(
         retry=retry_if_exception(may_pass),

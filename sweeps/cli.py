@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from backdoor_core import __version__
+from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError
 from backdoor_core.redact import redacted
 from sweeps.cluster_cli import cluster, submit
+from sweeps.interruption import signal_of, sigterm_as_interrupt
 from sweeps.upkeep_cli import doctor, gc
 
 if TYPE_CHECKING:
@@ -28,21 +30,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_FAILED_TRIALS = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Turns the project's errors into lines on stderr and exit code 2, and Ctrl-C into a line and 130."""
+    """Errors become lines on stderr and exit code 2; Ctrl-C and SIGTERM a line and 130 or 143."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with sigterm_as_interrupt():
+                return super().invoke(ctx)
         except SweepError as error:
             click.echo(f"error: {redacted(str(error))}", err=True)
             sys.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            number = signal_of(interrupt)
+            click.echo(f"interrupted ({number.name})", err=True)
+            sys.exit(128 + number)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -320,7 +323,10 @@ def _planned_and_run(
     click.echo(estimated(made, ledger).as_text())
     if not made.jobs and not made.studies:
         record_skipped(made, ledger, Elsewhere(claims, artifacts, ledger))
-        click.echo(f"nothing to do: all {len(made.trials)} trials are in {ledger.out.url}")
+        trials = (
+            "the one trial is" if len(made.trials) == 1 else f"all {len(made.trials)} trials are"
+        )
+        click.echo(f"nothing to do: {trials} in {ledger.out.url}")
         if made.failed:
             click.echo(f"{len(made.failed)} failed; `sweeps rerun FILE --failed` runs them again")
         return EXIT_FAILED_TRIALS if made.failed else 0
@@ -340,20 +346,27 @@ def _planned_and_run(
 def _ended(result: Any, failed_before: int, ledger: Ledger) -> int:
     from sweeps.progress import duration
 
+    # A run that was interrupted early has written no row yet.
+    place = f"ledger: {ledger.rows.url}" if ledger.rows.exists() else "nothing in the ledger yet"
     click.echo(
-        f"{result.done_jobs} of {result.jobs} jobs in {duration(result.seconds)}; "
-        f"ledger: {ledger.rows.url}"
+        f"{result.done_jobs} of {counted(result.jobs, 'job')} in {duration(result.seconds)}; {place}"
     )
     if result.ending == "interrupted":
         click.echo("interrupted; run the same command to go on", err=True)
         return int(result.exit_code)
     if result.ending == "time":
         click.echo("the time is up; run the same command to go on")
+    if result.refused:
+        click.echo(
+            f"{counted(len(result.refused), 'artifact')} refused as unsafe and set aside (see above): look who can "
+            "write to the store before you build anew",
+            err=True,
+        )
     failed = result.failed_trials + failed_before
     if failed:
         click.echo(
-            f"{failed} trials failed; `sweeps status` lists them, "
-            "`sweeps rerun FILE --failed` runs them again",
+            f"{counted(failed, 'trial')} failed; `sweeps status` says why, "
+            "`sweeps rerun FILE --failed` tries again",
             err=True,
         )
         return EXIT_FAILED_TRIALS
@@ -466,9 +479,16 @@ def _examples(
 ) -> tuple[list[TrialExamples], str]:
     """The texts of the trials that a report drills down to, as the stores of the runs have them."""
     from analysis.examples import TrialExamples, chosen_rows
+    from backdoor_core.errors import StorageError
     from sweeps.examples import gathered, stores_of
 
-    found, note = gathered(chosen_rows(results), stores_of(outs, store), trust_code=trust_code)
+    try:
+        stores = stores_of(outs, store)
+    except StorageError as error:  # the numbers are there all the same
+        note = redacted(f"No texts are shown: {error}")
+        click.echo(f"note: {note}", err=True)
+        return [], note
+    found, note = gathered(chosen_rows(results), stores, trust_code=trust_code)
     return [TrialExamples.of(value) for value in found], note
 
 

@@ -9,26 +9,35 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
-from sweeps.cluster_file import KUBERAY_KIND, ClusterNotes, StoragePlaces, read_cluster_source
+from sweeps.cluster_file import (
+    KUBERAY_KIND,
+    ClusterNotes,
+    check_keys,
+    ray_schema,
+    read_cluster_source,
+    read_notes,
+)
 from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
 from sweeps.cluster_growth import fits
 from sweeps.cluster_kuberay import check_manifest
+from sweeps.cluster_places import check_region, check_storage, note_placeholders
 from sweeps.cluster_providers import check_node_config, check_provider, market_of
-from sweeps.config import wording
 from sweeps.head import telling_line
 from sweeps.source import Keys
 
 _LOCAL_TYPE = "local.cluster.node"
+_KINDS = {
+    "number": "a number", "integer": "a whole number", "string": "a text", "boolean": "true or false",
+    "array": "a list", "object": "settings", "null": "nothing",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,7 @@ def check_cluster(path: Path, sweeps: Sequence[Path] = ()) -> ClusterReport:
     else:
         nodes = list(_check_launcher(found, value))
         most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
+    note_placeholders(found, value)
     _check_sweeps(found, nodes, sweeps)
     return ClusterReport(
         mistakes=tuple(dict.fromkeys(found.mistakes)), doubts=tuple(dict.fromkeys(found.doubts)),
@@ -78,16 +88,11 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
         found.mistake((), "cluster_name is missing; Ray would call the cluster `default`")
     provider = _section(value, "provider")
     kind = str(provider.get("type", ""))
-    schema = _ray_schema()
-    known = set(schema["properties"]) | ({"min_workers"} if kind == "local" else set())
-    found.unknown_keys(value, (), known)
-    found.unknown_keys(value.get("auth"), ("auth",), schema["properties"]["auth"]["properties"])
-    found.unknown_keys(
-        value.get("docker"), ("docker",), schema["properties"]["docker"]["properties"]
-    )
+    check_keys(found, value)
     check_provider(found, provider)
+    check_region(found, provider)
     notes = _check_notes(found, value)
-    nodes = list(_node_types(found, value, kind, notes, schema))
+    nodes = list(_node_types(found, value, kind, notes))
     _check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)
@@ -95,14 +100,6 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     if not found.mistakes:
         _check_by_ray(found, value)
     yield from nodes
-
-
-def _ray_schema() -> dict[str, Any]:
-    import ray.autoscaler
-
-    file = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
-    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return schema
 
 
 def _check_by_ray(found: Findings, value: dict[str, Any]) -> None:
@@ -119,43 +116,39 @@ def _check_by_ray(found: Findings, value: dict[str, Any]) -> None:
             validate_config(prepare_config(copy.deepcopy(value)))
             return
         except Exception as error:  # jsonschema's, click's, ValueError, RuntimeError, KeyError
-            message = str(getattr(error, "message", error)).strip()
+            message = _kind_expected(error) or str(getattr(error, "message", error)).strip()
             path: Keys = tuple(getattr(error, "absolute_path", ()))
     found.mistake(path, f"Ray refuses this: {telling_line(message or said.getvalue())}")
 
 
+def _kind_expected(error: Exception) -> str:
+    """A jsonschema error about the kind of a value, in this project's words; "" for any other."""
+    if getattr(error, "validator", None) != "type":
+        return ""
+    kinds = vars(error)["validator_value"]
+    names = [kinds] if isinstance(kinds, str) else list(kinds)
+    words = " or ".join(_KINDS.get(name, name) for name in names)
+    return f"expected {words}, got {vars(error)['instance']!r}"
+
+
 def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
     """The `metadata` section, and the storage in it."""
-    try:
-        notes = ClusterNotes.model_validate(value.get("metadata") or {})
-    except ValidationError as error:
-        given = _section(value, "metadata")
-        found.unknown_keys(given, ("metadata",), ClusterNotes.model_fields)
-        found.unknown_keys(
-            given.get("storage"), ("metadata", "storage"), StoragePlaces.model_fields
-        )
-        for inside, message in wording(error):
-            if "Extra inputs" not in message:
-                found.mistake(("metadata", *inside), message)
+    notes = read_notes(found, value)
+    if notes is None:
         return ClusterNotes(sweeps="sweeps")
     keys: Keys = ("metadata",) if "metadata" in value else ()
     if notes.storage is None:
         found.mistake(
-            keys, "metadata.storage is missing: `out` and `store`, the places where all nodes put results and "
-            "artifacts, such as s3://bucket/runs and s3://bucket/store",
+            keys, "storage is missing (metadata.storage.out and metadata.storage.store): the places where all nodes "
+            "put results and artifacts, such as s3://bucket/runs and s3://bucket/store",
         )  # fmt: skip
         return notes
-    for name, place in (("out", notes.storage.out), ("store", notes.storage.store)):
-        if "://" not in place and not place.startswith("/"):
-            found.mistake(
-                ("metadata", "storage", name), f"expected a place that every node reaches (s3://..., gs://..., or "
-                f"the absolute path of a shared folder), got {place!r}",
-            )  # fmt: skip
+    check_storage(found, notes.storage)
     return notes
 
 
 def _node_types(
-    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes, schema: dict[str, Any]
+    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes
 ) -> Iterator[NodeType]:
     """The node types of the file, each checked; the hosts of the local provider are of one type."""
     types = _section(value, "available_node_types")
@@ -178,9 +171,11 @@ def _node_types(
     if head not in types:
         found.mistake(
             ("head_node_type",) if "head_node_type" in value else (),
-            unknown_name("head_node_type", str(head), types),
+            unknown_name("node type", str(head), types)
+            if "head_node_type" in value
+            else "head_node_type is missing: the name of the node type of the head",
         )
-    known = schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
+    known = ray_schema()["available_node_types"]["patternProperties"][".*"]["properties"]
     for name, given in types.items():
         keys: Keys = ("available_node_types", name)
         if not isinstance(given, dict):
@@ -205,21 +200,24 @@ def _check_counts(found: Findings, value: dict[str, Any], nodes: Sequence[NodeTy
     """Workers: least and most, by type and together; and a head that would run jobs."""
     most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
     least = sum(node.least for node in nodes if not node.is_head)
+    if most < 0:
+        found.mistake(("max_workers",), f"expected 0 or more, got {most}")
+        return
     if least > most:
+        keys: Keys = ("max_workers",) if "max_workers" in value else ()
         found.mistake(
-            ("max_workers",) if "max_workers" in value else (),
-            f"max_workers is {most}, and the node types ask for {least} at least (sum of min_workers)",
-        )
+            keys, f"at most {counted(most, 'worker')} in all, and the min_workers of the node types add up to {least}"
+        )  # fmt: skip
     for node in nodes:
-        keys: Keys = ("available_node_types", node.name)
+        keys = ("available_node_types", node.name)
         if node.least > node.most:
             found.mistake(
-                (*keys, "min_workers"), f"min_workers {node.least} is above max_workers {node.most}"
-            )
+                (*keys, "min_workers"), f"{node.least} is above the max_workers of this node type, {node.most}"
+            )  # fmt: skip
         if node.most > most and node.name in _section(value, "available_node_types"):
             found.doubt(
-                (*keys, "max_workers"), f"{node.most} is above the max_workers of the file, {most}"
-            )
+                (*keys, "max_workers"), f"{node.most} is above the max_workers of the whole file, {most}"
+            )  # fmt: skip
         if node.is_head and node.resources.get("CPU", 0 if node.market == "own" else 1) > 0:
             found.doubt(
                 (*keys, "resources"),
@@ -258,7 +256,5 @@ def _check_sweeps(found: Findings, nodes: Sequence[NodeType], sweeps: Sequence[P
 def refuse(path: Path, report: ClusterReport) -> None:
     """Raises ConfigError with all mistakes, one a line, where there are any."""
     if report.mistakes:
-        count = len(report.mistakes)
-        raise ConfigError(
-            "\n".join((f"{path}: {count} mistake{'s' if count > 1 else ''}", *report.mistakes))
-        )
+        count = counted(len(report.mistakes), "mistake")
+        raise ConfigError("\n".join((f"{path}: {count}", *report.mistakes)))

@@ -80,7 +80,8 @@ def _check_start(
         )  # fmt: skip
     elif "RAY_AUTOSCALER_UTILIZATION_SCORER" in text:
         found.mistake(
-            keys, "the scorer is read by Ray's first autoscaler only: write RAY_enable_autoscaler_v2=0"
+            keys, "RAY_AUTOSCALER_UTILIZATION_SCORER is read by Ray's first autoscaler only: write "
+            "RAY_enable_autoscaler_v2=0 before `ray start`"
         )  # fmt: skip
 
 

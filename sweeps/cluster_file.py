@@ -6,13 +6,16 @@ the command that starts a sweep on the head stand there.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backdoor_core.errors import ConfigError
+from sweeps.cluster_findings import Findings
 from sweeps.source import Source, read_source
 
 KUBERAY_KIND = "RayCluster"
@@ -61,23 +64,64 @@ def read_cluster_source(path: Path) -> Source:
     return source
 
 
+@cache
+def ray_schema() -> dict[str, Any]:
+    """The settings that the installed Ray takes in a cluster file, by name, as JSON Schema."""
+    import ray.autoscaler
+
+    file = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["properties"]
+    return settings
+
+
+def check_keys(found: Findings, value: dict[str, Any]) -> None:
+    """A mistake for each misspelt key of a launcher's file outside its node types."""
+    schema = ray_schema()
+    provider = value.get("provider")
+    is_local = isinstance(provider, dict) and provider.get("type") == "local"
+    found.unknown_keys(value, (), set(schema) | ({"min_workers"} if is_local else set()))
+    for section in ("auth", "docker"):
+        found.unknown_keys(value.get(section), (section,), schema[section]["properties"])
+
+
+def read_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes | None:
+    """The `metadata` of a cluster file; None where it has mistakes, which are added to `found`."""
+    from sweeps.config import wording
+
+    given = value.get("metadata") or {}
+    try:
+        return ClusterNotes.model_validate(given)
+    except ValidationError as error:
+        if isinstance(given, dict):
+            found.unknown_keys(given, ("metadata",), ClusterNotes.model_fields)
+            found.unknown_keys(
+                given.get("storage"), ("metadata", "storage"), StoragePlaces.model_fields
+            )
+        for inside, message in wording(error):
+            if "Extra inputs" not in message:
+                found.mistake(("metadata", *inside), message)
+        return None
+
+
 def load_cluster(path: Path) -> ClusterFile:
-    """A file for Ray's launcher. Raises ConfigError: none such, a Kubernetes manifest, a mistake in `metadata`."""
+    """A file for Ray's launcher.
+
+    Raises ConfigError: none such, a Kubernetes manifest, misspelt keys, a mistake in `metadata`.
+    """
     source = read_cluster_source(path)
     if source.value.get("kind") == KUBERAY_KIND:
         raise ConfigError(
             f"{path.name} is a Kubernetes manifest, which Ray's launcher cannot reach; forward the dashboard's "
             "port with kubectl and give --address http://127.0.0.1:8265 instead of --cluster"
         )
+    found = Findings(source=source)
+    check_keys(found, source.value)
+    notes = read_notes(found, source.value)
+    if notes is None or found.mistakes:
+        raise ConfigError("\n".join(found.mistakes))
     if "cluster_name" not in source.value or "provider" not in source.value:
         raise ConfigError(
             f"{path.name}: expected a cluster file with cluster_name and provider; "
             f"`sweeps cluster check {path}` lists what is wrong"
         )
-    try:
-        notes = ClusterNotes.model_validate(source.value.get("metadata") or {})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = source.place(("metadata", *first["loc"]))
-        raise ConfigError(f"{place}: {first['msg']}") from error
     return ClusterFile(path=path, source=source, notes=notes)

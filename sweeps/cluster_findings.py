@@ -15,7 +15,7 @@ GIB = 1 << 30
 def shown(resources: Mapping[str, float]) -> str:
     """Resources in words: `CPU 4, GPU 1, memory 14 GiB`."""
     words = [
-        f"{name} {amount / GIB:g} GiB" if name == "memory" else f"{name} {amount:g}"
+        f"{name} {amount / GIB:.4g} GiB" if name == "memory" else f"{name} {amount:g}"
         for name, amount in resources.items()
         if amount
     ]

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from backdoor_core import __version__
+from backdoor_core.address import Address
+from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError
 from backdoor_core.folder import Folder
 from sweeps.plan import BF16_CPU_FLAGS, cpu_flags, default_store
@@ -74,9 +76,7 @@ def examined(store: str | None, out: str | None, *, with_ray: bool = True) -> It
     yield from processors()
     yield from devices()
     yield from memory()
-    for what, place in (("store", store or str(default_store())), ("out", out)):
-        if place:
-            yield from storage(what, place)
+    yield from places({"store": store or str(default_store()), "out": out})
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     found = "off (HF_HUB_OFFLINE)" if offline else "may be asked; HF_HUB_OFFLINE=1 forbids it"
     yield _ok("model hub", found)
@@ -200,6 +200,27 @@ def _enough(what: str, found: str, have: float, least: float, advice: str) -> Fi
     return _warning(what, found, advice)
 
 
+def places(named: Mapping[str, str | None]) -> Iterator[Finding]:
+    """Each place of storage; where a bucket has trouble, another place in it is not tried too."""
+    troubled: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
+    for what, place in named.items():
+        if not place:
+            continue
+        try:
+            address = Address.of(place)
+        except SweepError as error:
+            yield _problem(what, str(error), "")
+            continue
+        bucket = (address.bucket, address.options)
+        if bucket in troubled:
+            yield _problem(what, f"not tried: it is in the bucket of {troubled[bucket]}", "")
+            continue
+        for finding in storage(what, place):
+            if finding.level == "problem" and address.bucket:
+                troubled[bucket] = what
+            yield finding
+
+
 def storage(what: str, place: str) -> Iterator[Finding]:
     """Writing, reading, listing and removing a file there, with times; and its clock against this machine's."""
     name, start = f"doctor-{uuid.uuid4().hex}", time.perf_counter()
@@ -219,7 +240,10 @@ def storage(what: str, place: str) -> Iterator[Finding]:
         info = folder.filesystem.get_file_info(folder.path(name))
         apart = info.mtime.timestamp() - time.time()
         timed("remove", lambda: folder.remove(name))
-    except (SweepError, OSError, ValueError) as error:
+    except SweepError as error:  # says where, and what to do
+        yield _problem(what, str(error), "")
+        return
+    except (OSError, ValueError) as error:
         advice = "check the path, its rights, and the credentials in the environment"
         yield _problem(what, f"{place}: {error}", advice)
         return
@@ -252,7 +276,11 @@ def ray_starts() -> Iterator[Finding]:
         start_ray()
         took = time.perf_counter() - start
         have = ray.cluster_resources()
-        found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, ready in {took:.1f} s"
+        cpus, gpus = (
+            counted(int(have.get("CPU", 0)), "CPU"),
+            counted(int(have.get("GPU", 0)), "GPU"),
+        )
+        found = f"{cpus}, {gpus}, ready in {took:.1f} s"
         yield _ok("ray", found)
         yield ports()
         yield worker()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from backdoor_core.counting import counted
 from backdoor_core.ledger import Ledger
 from backdoor_core.plm import PLMSource
 from backdoor_core.task import TaskData
@@ -50,9 +51,9 @@ class Estimate:
     def as_text(self) -> str:
         """A few lines for a person."""
         lines = [
-            f"{self.sweep}: {self.cells} cells, {self.trials} trials "
+            f"{self.sweep}: {counted(self.cells, 'cell')}, {counted(self.trials, 'trial')} "
             f"({self.done} done, {self.failed} failed, {self.skipped} impossible)",
-            f"to do: {self.jobs} jobs; {self.victims} victims needed, "
+            f"to do: {counted(self.jobs, 'job')}; {counted(self.victims, 'victim')} needed, "
             f"{self.cached_victims} of them in the store",
             *self._searching(),
             f"about {duration(self.job_seconds)} of one slot ({self.basis}), "
@@ -65,7 +66,7 @@ class Estimate:
         if not self.studies:
             return []
         return [
-            f"to search: {self.studies} studies, at most {self.probes} settings to fit "
+            f"to search: {counted(self.studies, 'study', 'studies')}, at most {counted(self.probes, 'setting')} to fit "
             "(the trials that they choose come on top)",
             *(f"  {name}" for name in self.searched),
         ]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from backdoor_core.corpus import Corpus
+from backdoor_core.counting import counted
 from backdoor_core.defense import Decision
 from backdoor_core.errors import ConfigError, SweepError
 from backdoor_core.evaluation import fixed_target
@@ -54,11 +55,15 @@ class _Archive(Workshop):
 
 
 def stores_of(outs: Iterable[str | Path], store: str | None = None) -> list[ArtifactStore]:
-    """The stores to look in: the one named, or those that the runs into these output folders used."""
-    if store:
-        return [ArtifactStore(store)]
-    noted = [noted_store(Folder(out)) or str(default_store()) for out in outs]
-    return [ArtifactStore(place) for place in dict.fromkeys(noted)]
+    """The stores to look in: the one named, or those that the runs into these output folders used.
+
+    Raises StorageError where one does not answer.
+    """
+    places = [store or noted_store(Folder(out)) or str(default_store()) for out in outs]
+    stores = [ArtifactStore(place) for place in dict.fromkeys(places)]
+    for one in stores:
+        one.folder.reach()
+    return stores
 
 
 def gathered(
@@ -86,7 +91,10 @@ def gathered(
     if not reasons:
         return found, ""
     why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
-    return found, f"{sum(reasons.values())} of {asked} trials have no texts to show ({why})."
+    return (
+        found,
+        f"No texts to show for {sum(reasons.values())} of {counted(asked, 'trial')} ({why}).",
+    )
 
 
 def _first(

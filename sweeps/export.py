@@ -42,7 +42,9 @@ def _opened(
     spec = trusted_spec(row, trust_code=trust.code, data=trust.data)
     torch.set_num_threads(int(row["threads"] or 1))
     place = store or noted_store(folder) or default_store()
-    return Workshop(ArtifactStore(place)), Pipeline(spec), row
+    artifacts = ArtifactStore(place)
+    artifacts.folder.reach()
+    return Workshop(artifacts), Pipeline(spec), row
 
 
 def export_model(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError, StorageError
 from backdoor_core.folder import Folder
 from backdoor_core.ledger import Ledger
@@ -75,13 +76,13 @@ class Collection:
     def as_text(self) -> str:
         """A few lines for a person."""
         word = "removed" if self.removed else "would remove"
-        lines = [f"store: {self.store}; {self.kept} things stay"]
+        lines = [f"store: {self.store}; {counted(self.kept, 'thing')} to keep"]
         lines += [
             f"{word} {count} {kind}: {size / _MIB:.1f} MiB"
             for kind, (count, size) in sorted(self.kinds.items())
         ]
         count = sum(count for count, _ in self.kinds.values())
-        lines.append(f"{word} {count} things in all: {self.size / _MIB:.1f} MiB")
+        lines.append(f"{word} {counted(count, 'thing')} in all: {self.size / _MIB:.1f} MiB")
         if count and not self.removed:
             lines.append("nothing was removed; --delete does it")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -101,6 +102,8 @@ def collect(
     Raises ConfigError without any ledger, where a ledger is empty, or where what a row needs is not known; StorageError
     where another driver works on the store (dead ones are waited for `patience_s`).
     """
+    for folder in (store.folder, *(ledger.out for ledger in ledgers)):
+        folder.reach()
     needs = _needs(ledgers)
     if not delete:
         return _collected(store, needs, older_than_s, delete=False)
@@ -134,7 +137,7 @@ def _needs(ledgers: Sequence[Ledger]) -> Needs:
         needs.add_rows(ledger.table().select(_COLUMNS).to_pylist())
         if needs.unreadable:
             raise ConfigError(
-                f"{needs.unreadable} rows of {ledger.out.url} name methods or settings that are not in this "
+                f"{ledger.out.url} has {counted(needs.unreadable, 'row')} whose methods or settings are not in this "
                 "version, so what they need is not known; run gc with the version and the methods that made them"
             )
     return needs
@@ -160,8 +163,8 @@ def _collected(
     notes = []
     if needs.of_other_code:
         notes.append(
-            f"{needs.of_other_code} rows were made by another version of the project; this one cannot use "
-            "their artifacts, which count as not needed"
+            f"another version of the project made {counted(needs.of_other_code, 'row')}; this one cannot use the "
+            "artifacts behind, which count as not needed"
         )
     return Collection(store=store.folder.url, older_than_s=older_than_s, kept=kept, kinds=kinds,
                       removed=delete, notes=tuple(notes))  # fmt: skip

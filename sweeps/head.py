@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -27,8 +28,28 @@ INBOX = "~/sweeps/"
 _NOISE = (
     "Shared connection to", "Connection to", "Error: Command failed", "Command failed", "ssh ", "Warning: Permanently",
     "Loaded cached", "If you experience", "Checking", "Traceback", "File ", "raise ", "return ", "^",
-    "bash: cannot set", "bash: no job control",
+    "bash: cannot set", "bash: no job control", "click.exceptions.ClickException: Command failed",
 )  # fmt: skip
+_RAY_LOG = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+[A-Z]+ \S+ -- )(.*)")
+_ERROR = re.compile(
+    r"^[\w.]*(?:Error|Exception|NotFound|Denied)\b|^error:|^bash: |command not found|No such file|Permission denied",
+    re.IGNORECASE,
+)
+_NO_CREDENTIALS = (
+    (r"NoCredentialsError|Unable to locate credentials|PartialCredentialsError",
+     "this machine has no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE for a "
+     "profile in ~/.aws (`aws configure` writes one); they stay on this machine"),
+    (r"ProfileNotFound",
+     "AWS_PROFILE names a profile that is not in ~/.aws/config or ~/.aws/credentials. Correct it, or unset it and set "
+     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (r"ExpiredToken|RequestExpired|InvalidClientTokenId|AuthFailure|SignatureDoesNotMatch|UnauthorizedOperation",
+     "AWS refuses the credentials of this machine (AWS_ACCESS_KEY_ID or AWS_PROFILE): they are wrong, have expired, or "
+     "may not look at instances"),
+    (r"DefaultCredentialsError|RefreshError",
+     "this machine has no Google credentials. Run `gcloud auth application-default login`, or set "
+     "GOOGLE_APPLICATION_CREDENTIALS"),
+)  # fmt: skip
+"""What the cloud's library says where the launcher cannot ask for the head at all, and what to do."""
 
 
 class Reachable(Protocol):
@@ -92,16 +113,35 @@ class LauncherHead:
             text = output.read().decode(errors="replace").replace("\r", "")
         if code and MARK not in text:
             raise DependencyError(
-                f"the head of {self.cluster.path.name} cannot be reached, or the command failed there: "
-                f"{'no answer' if code == 124 else telling_line(text)}. Is the cluster up "
-                f"(`ray up {self.cluster.path}`)?"
+                _unreachable(self.cluster.path, "no answer" if code == 124 else text)
             )
         return text
 
 
 def telling_line(text: str) -> str:
-    """The last line of a command's output that says what went wrong."""
+    """The last line of a command's output that says what went wrong.
+
+    One that looks like an error goes before others, since shells and Ray go on printing after it; lines of Ray's own
+    log say least.
+    """
     lines = [line.strip() for line in text.splitlines()]
-    telling = [line for line in lines if line and not line.startswith(_NOISE)]
-    last = telling[-1].removeprefix("RuntimeError: ").removeprefix("Error: ") if telling else ""
+    logged = [match[2] for line in lines if (match := _RAY_LOG.match(line))]
+    telling = [
+        line for line in lines
+        if line and not line.startswith(_NOISE) and not _RAY_LOG.match(line)
+    ]  # fmt: skip
+    errors = [line for line in telling if _ERROR.search(line)]
+    last = (errors or telling or logged or [""])[-1]
+    last = last.removeprefix("RuntimeError: ").removeprefix("Error: ").removeprefix("error: ")
     return last.rstrip("!.")[:300] or "it printed nothing"
+
+
+def _unreachable(cluster: Path, text: str) -> str:
+    """Why a command of Ray's launcher failed, and what to do, from what it printed."""
+    for pattern, why in _NO_CREDENTIALS:
+        if re.search(pattern, text):
+            return f"the head of {cluster.name} cannot be looked up: {why}"
+    return (
+        f"the head of {cluster.name} cannot be reached, or the command failed there: {telling_line(text)}. "
+        f"Is the cluster up (`ray up {cluster}`)?"
+    )

@@ -17,6 +17,7 @@ from backdoor_core.ledger import Ledger
 from backdoor_core.method import Family
 from backdoor_core.task import TaskData
 from sweeps.config import Sweep
+from sweeps.job_log import LOGS
 from sweeps.trust import printable, trusted_store
 
 _SHOWN_FAILURES = 20
@@ -27,8 +28,6 @@ STORE_NOTE = "store.txt"
 """The file in an output folder that names the artifact store of its last run."""
 SWEEP_NOTE = "sweep.yaml"
 """The sweep file of the last run, as it was."""
-LOGS = "logs"
-"""The folder in an output folder that holds the logs of jobs."""
 RUN_NOTE = "run.json"
 """The command of the last run, and hashes of what it read; `analysis.facts` reads it."""
 
@@ -89,6 +88,7 @@ def noted_store(out: Folder) -> str | None:
 
     Raises ConfigError where the note is none that a run writes: it is a file that may come from elsewhere.
     """
+    out.reach()
     return trusted_store(out.read(STORE_NOTE), out.url) if out.exists(STORE_NOTE) else None
 
 

@@ -19,6 +19,33 @@ GRACE_S = 30.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing watches for it: ends a command as Ctrl-C does, so that what is open is left in order."""
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """The signal behind an interruption."""
+    return signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """In the block SIGTERM raises `Terminated` (in the main thread, where nobody has set another handler)."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @dataclass
 class Interruption:
     """Whether a run was asked to stop, and by which signal. `say` is told what happens, in a line."""

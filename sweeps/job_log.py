@@ -13,6 +13,8 @@ from backdoor_core.folder import Folder
 from backdoor_core.redact import redacted
 
 _LOGGER = "backdoor_core"
+LOGS = "logs"
+"""The folder in an output folder that holds the logs of jobs."""
 
 
 class _Redacting(logging.Formatter):

@@ -24,7 +24,7 @@ from backdoor_core.store import ArtifactStore
 from backdoor_core.trial import attack_victim, evaluate, failed, prepare, reference
 from backdoor_core.tuning import Probe, probe
 from sweeps.config import Resources
-from sweeps.job_log import logged
+from sweeps.job_log import LOGS, logged
 from sweeps.limits import limited
 from sweeps.memory import give_freed_memory_back, keep_freed_memory
 from sweeps.retries import parts_after, tries_again, wait_s
@@ -41,7 +41,7 @@ def run_job(payload: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     """
     time.sleep(wait_s(payload["tries"]))
     start = time.perf_counter()
-    log = f"logs/{payload['key'][:24]}.log"
+    log = f"{LOGS}/{payload['key'][:24]}.log"
     workshop = Workshop(ArtifactStore(context["store"]))
     specs = [TrialSpec.model_validate(spec) for spec in payload["specs"]]
     try:

@@ -9,9 +9,10 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import pyarrow.compute as pc
 
@@ -32,7 +33,16 @@ from sweeps.studies import Candidate, Study, finished_rows, studies_of
 from sweeps.tuning import is_over
 from sweeps.tuning_settings import TuningSettings
 
+_REMOTE_THREADS = 16
+"""Questions to an object store at once: each waits for an answer most of its time."""
 BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+class Asked(Protocol):
+    """What a plan asks of a store."""
+
+    def has(self, key: str) -> bool:
+        """Whether a published artifact has this key."""
 
 
 @dataclass(kw_only=True)
@@ -102,6 +112,8 @@ def plan_sweep(
         _add_studies(plan, ledger, tuned, sweep.tuning, rerun=rerun)
     _settle(plan, ledger, rerun)
     plan.notices += workshop.notices
+    if not store.folder.is_local:
+        _look_ahead(plan, store)
     for pipeline in map(Pipeline, plan.pending.values()):
         _add_jobs(plan, store, pipeline)
     for study in plan.studies:
@@ -109,6 +121,31 @@ def plan_sweep(
             needs_of(plan, store, Pipeline(spec))
     _forget_held(plan)
     return plan
+
+
+def _look_ahead(plan: Plan, store: ArtifactStore) -> None:
+    """Asks a store that is far away for all artifacts that the plan is about, many at once.
+
+    Not one listing of the store: that grows with what all sweeps have left there, this with the plan.
+    """
+    asked = _Noted()
+    scratch = Plan(sweep=plan.sweep)
+    finals = (spec for study in plan.studies for spec in (*study.places, *study.finals))
+    for spec in (*plan.pending.values(), *finals):
+        needs_of(scratch, asked, Pipeline(spec))
+    with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+        plan.in_store |= zip(asked.keys, pool.map(store.has, asked.keys), strict=True)
+
+
+class _Noted:
+    """Notes which artifacts are asked for. It says yes to all, or nobody would ask on."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def has(self, key: str) -> bool:
+        self.keys.append(key)
+        return True
 
 
 def _takes_default(sweep: Sweep) -> bool:
@@ -259,7 +296,7 @@ def _check_task(plan: Plan, workshop: Workshop, pipeline: Pipeline) -> None:
         pipeline.attack.check_target(plan.tasks[pipeline.task_key], target)
 
 
-def needs_of(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> frozenset[str]:
+def needs_of(plan: Plan, store: Asked, pipeline: Pipeline) -> frozenset[str]:
     """The keys of the jobs that one trial needs done first; adds those to the plan that are not held or there."""
     spec = pipeline.spec
     prepared = _job(plan, "prepare", pipeline.tokens_key, f"{spec.plm.name} for {spec.task.name}",
@@ -288,7 +325,7 @@ def needs_of(plan: Plan, store: ArtifactStore, pipeline: Pipeline) -> frozenset[
     return frozenset(needs)
 
 
-def _add_jobs(plan: Plan, store: ArtifactStore, pipeline: Pipeline, study: str = "") -> None:
+def _add_jobs(plan: Plan, store: Asked, pipeline: Pipeline, study: str = "") -> None:
     """The job of one pending trial and those that it needs; trials that share observations share their job.
 
     `study`: the study that the trial follows from; jobs of former ones are on their way already.
@@ -326,9 +363,7 @@ def open_probes(plan: Plan, study: Study) -> int:
     return study.fits_after(len(plan.tried.get(study.key, ())))
 
 
-def _victim_job(
-    plan: Plan, store: ArtifactStore, pipeline: Pipeline, before: frozenset[str]
-) -> str:
+def _victim_job(plan: Plan, store: Asked, pipeline: Pipeline, before: frozenset[str]) -> str:
     """The job that leaves one victim and its own observations."""
     plan.victims.add(pipeline.victim_key)
     artifacts = [pipeline.victim_key, pipeline.clean_observed_key]
@@ -356,12 +391,12 @@ def _job(
     return key
 
 
-def _held(plan: Plan, store: ArtifactStore, *keys: str) -> bool:
+def _held(plan: Plan, store: Asked, *keys: str) -> bool:
     """Whether the store has all of them."""
     return all(_in_store(plan, store, key) for key in keys)
 
 
-def _in_store(plan: Plan, store: ArtifactStore, key: str) -> bool:
+def _in_store(plan: Plan, store: Asked, key: str) -> bool:
     """Asks for each artifact once: trials share what they need, and the store may be far away."""
     if key not in plan.in_store:
         plan.in_store[key] = store.has(key)

@@ -39,6 +39,8 @@ class Progress:
     ended: dict[str, int] = field(default_factory=dict)
     running: dict[str, Job] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """Why each unsafe artifact was refused: all are shown, since who put them there is worth a question."""
     failed_rows: int = 0
     elsewhere: int = 0
     """Jobs that another driver did."""
@@ -85,7 +87,10 @@ class Progress:
         if event != "dropped" and outcome.error_class is not None:
             text = f"{job.label}: {outcome.error_class}: {outcome.error}"
             self.failures.append(text)
-            if len(self.failures) <= _SHOWN_FAILURES:
+            is_new = outcome.error_class == "unsafe" and outcome.error not in self.refused
+            if is_new:
+                self.refused.append(str(outcome.error))
+            if len(self.failures) <= _SHOWN_FAILURES or is_new:
                 self.console.print(f"failed: {text}", markup=False, highlight=False, style="red")
 
     def left_s(self) -> float | None:

@@ -41,6 +41,8 @@ class RunResult:
     jobs: int
     failed_trials: int
     failures: tuple[str, ...]
+    refused: tuple[str, ...]
+    """What was refused as unsafe, each once."""
     seconds: float
     exit_code: int = 0
     """Of an interrupted run: 128 + the signal's number."""
@@ -96,6 +98,7 @@ def run_plan(
         jobs=len(schedule.jobs),
         failed_trials=progress.failed_rows,
         failures=tuple(progress.failures),
+        refused=tuple(progress.refused),
         seconds=time.monotonic() - start,
         exit_code=interruption.exit_code if ending == "interrupted" else 0,
     )

@@ -89,6 +89,18 @@ def dotted(keys: Keys) -> str:
     return text
 
 
+def texts_in(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Every text among the values, with its place."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts_in(item, (*keys, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from texts_in(item, (*keys, number))
+    elif isinstance(value, str):
+        yield keys, value
+
+
 def read_source(path: Path, overrides: Sequence[str] = (), *, kind: str = "sweep file") -> Source:
     """The values of a YAML file, changed by `overrides` (`key.key=value`, in order).
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from backdoor_core.errors import ConfigError
 from sweeps.cluster_file import StoragePlaces
 from sweeps.cluster_jobs import ClusterRun, Submission, connect, start_run
 from sweeps.config import Sweep
 from sweeps.head import ForwardedHead, LauncherHead
-from sweeps.source import Keys, Source, read_source
+from sweeps.source import Source, read_source, texts_in
 
 MAX_SHIPPED_MIB = 250
 """Larger data belong in the shared storage: Ray hands the folder to every node."""
@@ -44,7 +43,7 @@ def shipment_of(sweep: Sweep) -> Shipment:
     source = read_source(sweep.path)
     files = {Path(sweep.path.name)}
     outside: list[str] = []
-    for keys, text in _texts(source.value):
+    for keys, text in texts_in(source.value):
         place = _path_in(text, folder, bare=isinstance(keys[-1], str) and keys[-1] != "name")
         if place is None:
             continue
@@ -63,17 +62,6 @@ def shipment_of(sweep: Sweep) -> Shipment:
     )  # fmt: skip
     _check_size(found, source)
     return found
-
-
-def _texts(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(item, (*keys, key))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _texts(item, (*keys, number))
-    elif isinstance(value, str):
-        yield keys, value
 
 
 def _path_in(text: str, folder: Path, *, bare: bool) -> Path | None:

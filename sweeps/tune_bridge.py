@@ -46,6 +46,7 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from backdoor_core.errors import ConfigError, DependencyError, error_class  # noqa: E402
 from backdoor_core.redact import looks_secret  # noqa: E402
+from sweeps.cluster_findings import shown  # noqa: E402
 from sweeps.cluster_growth import fits, has_more_nodes_to_come, slots_when_grown  # noqa: E402
 from sweeps.config import Resources  # noqa: E402
 from sweeps.ended_trials import Unprinted  # noqa: E402
@@ -246,8 +247,8 @@ def slots_of(resources: Resources, wanted: int | None) -> int:
     if most < 1:
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         raise ConfigError(
-            f"no job fits: one asks for {request}, the machine or cluster has "
-            f"{ {k: v for k, v in have.items() if k in request} }; lower `resources`"
+            f"no job fits: one asks for {shown(request)}, and the machine or cluster has "
+            f"{shown({name: have.get(name, 0) for name in request})}; lower `resources`"
         )
     return min(most, wanted) if wanted else most
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from backdoor_core.counting import counted
 from backdoor_core.errors import SweepError, error_class
 from backdoor_core.ledger import Ledger
 from backdoor_core.pipeline import Pipeline, Workshop
@@ -436,7 +437,7 @@ def _no_point(told: Sequence[Told]) -> Outcome | None:
         return None
     return Outcome(
         error_class="bug",
-        error=f"none of the {len(told)} settings that the search tried has numbers (see tuning/)",
+        error=f"the search tried {counted(len(told), 'setting')}, and none has numbers (see tuning/)",
     )
 
 

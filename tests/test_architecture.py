@@ -19,6 +19,7 @@ METHOD_FOLDERS = ("tasks", "plms", "attacks", "defenses")
 # Each module of backdoor_core may import those above it. A new module is put where it belongs.
 ORDER = (
     "errors",
+    "counting",
     "redact",
     "patience",
     "address",
@@ -73,7 +74,7 @@ ORDER = (
 # What method files build on, but the family's own base class: everything above `catalog`.
 BELOW_METHODS = frozenset(ORDER[: ORDER.index("catalog")])
 ANALYSIS_READS = frozenset(
-    {"errors", "spec", "record", "address", "folder", "store", "open_table", "ledger"}
+    {"errors", "counting", "spec", "record", "address", "folder", "store", "open_table", "ledger"}
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "sentence_transformers", "ray"})
 FORBIDDEN_STEMS = frozenset({"utils", "util", "common", "helpers", "helper", "base", "misc"})

@@ -233,7 +233,7 @@ def test_words_are_shaded_by_their_score() -> None:
 
 
 def test_the_report_without_texts_says_why(tuned_out: Path, tmp_path: Path) -> None:
-    note = "3 of 3 trials have no texts to show (3: their artifacts are not in the store)."
+    note = "No texts to show for 3 of 3 trials (3: their artifacts are not in the store)."
     page = write_report(tuned_out, tmp_path, examples_note=note).read_text(encoding="utf-8")
     assert note in page
     assert '<details class="trial">' not in page

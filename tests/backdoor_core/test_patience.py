@@ -180,10 +180,10 @@ def test_a_busy_server_is_waited_for(server: Server, trouble: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "advice"),
     [
-        ((404, "NoSuchBucket"), "There is no such bucket"),
-        ((403, "AccessDenied"), "Access is refused: credentials come from the environment"),
-        ((403, "InvalidAccessKeyId"), "Access is refused"),
-        ((403, "SignatureDoesNotMatch"), "Access is refused"),
+        ((404, "NoSuchBucket"), "there is no such bucket"),
+        ((403, "AccessDenied"), "access is refused; credentials come from the environment"),
+        ((403, "InvalidAccessKeyId"), "access is refused"),
+        ((403, "SignatureDoesNotMatch"), "access is refused"),
         ((403, "RequestTimeTooSkewed"), "clock is wrong"),
         ((301, "PermanentRedirect"), "in another region"),
     ],
@@ -211,7 +211,9 @@ def test_a_silent_server_is_noticed(monkeypatch: pytest.MonkeyPatch, server: Ser
         silent.listen(64)
         place = f"s3://b/x?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
         start = time.monotonic()
-        with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+        with pytest.raises(
+            StorageError, match=r"nothing answers there.*It said: .*NETWORK_CONNECTION"
+        ):
             Folder(place).read("a")
         assert time.monotonic() - start < 30
 
@@ -224,7 +226,7 @@ def test_a_failing_part_publishes_no_part_of_a_file(server: Server, tmp_path: Pa
         "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
     )
     server.answers = [(200, started), (403, "AccessDenied")]
-    with pytest.raises(StorageError, match="Access is refused"):
+    with pytest.raises(StorageError, match="access is refused"):
         server.folder.send(big, "big")
     assert server.asked[:2] == ["POST", "PUT"]
     assert "POST" not in server.asked[1:]
@@ -269,7 +271,7 @@ def test_a_full_disk_has_its_own_line(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("backdoor_core.folder.os.fsync", full)
-    with pytest.raises(StorageError, match="No space is left there: free some") as caught:
+    with pytest.raises(StorageError, match="no space is left there; free some") as caught:
         Folder(tmp_path).write("a", b"1")
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())

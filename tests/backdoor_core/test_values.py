@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from backdoor_core import catalog, errors
 from backdoor_core.corpus import Corpus, Row
+from backdoor_core.counting import counted
 from backdoor_core.errors import ERROR_CLASSES, ConfigError, SweepError, error_class
 from backdoor_core.measure import library_versions, machine_facts, measured
 from backdoor_core.rng import derive, generator, uniform
@@ -233,3 +234,8 @@ def test_the_package_imports_without_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     assert said.strip() == "[]"
+
+
+def test_counts_in_words() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
+    assert [counted(n, "study", "studies") for n in (1, 2)] == ["1 study", "2 studies"]

@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
 
 from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.ledger import Ledger
@@ -93,15 +92,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_sweep: Callable[..., Pa
                 "sampler": {"name": "tpe", "n_startup_trials": 3}, "limits": {"cacc_drop": 0.2}},
         slots=1,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def calm(sweep: Path, tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Result]) -> Path:
-    """The output folder of the sweep, run through without a break."""
-    folder = tmp_path_factory.mktemp("calm")
-    result = cli("run", sweep, "--local", "--out", folder / "out", "--store", folder / "store")
-    assert result.exit_code == 0, result.output
-    return folder / "out"
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])

@@ -52,16 +52,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_sweep: Callable[..., Pa
 
 
 @pytest.fixture(scope="module")
-def calm(sweep: Path, tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Result]) -> Path:
-    """The output folder of one driver alone."""
-    folder = tmp_path_factory.mktemp("calm")
-    result = cli("run", sweep, "--local", "--out", folder / "out", "--store", folder / "store")
-    assert result.exit_code == 0, result.output
-    assert not list((folder / "store" / "claims").iterdir())
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
 def story(sweep: Path, tmp_path_factory: pytest.TempPathFactory, sweeps_process: Start) -> Story:
     folder = tmp_path_factory.mktemp("drivers")
     story = Story(folder / "store", folder / "shared", folder / "other", [])

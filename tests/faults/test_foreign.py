@@ -105,6 +105,7 @@ def test_a_run_refuses_a_poisoned_artifact_and_builds_it_only_when_asked(
     told = [line for line in result.output.splitlines() if "model.safetensors is a pickle" in line]
     assert len(told) == 1, result.output
     assert "unsafe: artifact" in told[0]
+    assert "1 artifact refused as unsafe and set aside" in result.output
     (bad,) = [row for row in rows(place) if row["status"] == "failed"]
     assert bad["error_class"] == "unsafe"
     again = cli("rerun", *command, "--failed", "unsafe")

@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_written(
     places[option] = tmp_path / "file" / "below"
     words = [word for pair in places.items() for word in pair]
     result = cli("run", tiny_sweep(tmp_path, **BASE), "--local", *words)
-    assert_one_message(result, r"cannot use .*file/below: .*Check that it exists, is writable")
+    assert_one_message(result, r"cannot use .*file/below: .*check that it exists, is writable")
 
 
 def test_a_package_that_is_not_there(

@@ -19,7 +19,7 @@ from backdoor_core.ledger import Ledger
 from backdoor_core.record import TrialRecord
 from backdoor_core.spec import digest
 from sweeps import cli as cli_module
-from sweeps.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from sweeps.cli import EXIT_BAD_INPUT
 
 Cli = Callable[..., Result]
 
@@ -231,7 +231,7 @@ def test_report_of_several_folders_with_pictures(cli: Cli, tmp_path: Path) -> No
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert "12 trials (12 ok" in page
     assert "asrd of sst2 with bert" in (tmp_path / "cd.svg").read_text(encoding="utf-8")
-    assert "trials have no texts to show" in page
+    assert "No texts to show for " in page
     nowhere = cli("report", first, second)
     assert nowhere.exit_code == EXIT_BAD_INPUT
     assert "--to FOLDER" in nowhere.output
@@ -264,4 +264,4 @@ def test_ctrl_c_before_anything_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(cli_module, "_loaded", interrupted)
     result = cli("validate", "any.yaml")
-    assert (result.exit_code, result.output) == (EXIT_INTERRUPTED, "interrupted\n")
+    assert (result.exit_code, result.output) == (130, "interrupted (SIGINT)\n")

@@ -71,6 +71,8 @@ def _in_starts(old: str, new: str) -> Change:
 
 
 _NODE = ("available_node_types", "gpu_spot")
+AWS_PROVIDER = {"type": "aws", "cache_stopped_nodes": False}
+_OUT = ("metadata", "storage", "out")
 PLANTED: dict[str, tuple[Change, str]] = {
     "misspelt key at the top": (_set("idle_timeout_minute", to=5), "did you mean 'idle_timeout_minutes'?"),
     "misspelt provider key": (_set("provider", "regoin", to="us-east-1"), "did you mean 'region'?"),
@@ -86,8 +88,11 @@ PLANTED: dict[str, tuple[Change, str]] = {
     ),
     "mount that does not exist": (_set("file_mounts", "~/data", to="./no-such-folder"), "nothing to mount"),
     "unknown head type": (_set("head_node_type", to="haed"), "did you mean 'head'?"),
-    "more least workers than workers": (_set(*_NODE, "min_workers", to=9), "min_workers 9 is above max_workers 8"),
-    "sum of least workers too large": (_set("max_workers", to=-1), "max_workers is -1"),
+    "more least workers than workers": (_set(*_NODE, "min_workers", to=9), "9 is above the max_workers of this"),
+    "sum of least workers too large": (
+        lambda v: (_set(*_NODE, "min_workers", to=3)(v), _set("max_workers", to=2)(v))[0], "add up to 3"
+    ),
+    "less than no workers": (_set("max_workers", to=-1), "expected 0 or more, got -1"),
     "no token authentication": (_in_starts("RAY_AUTH_MODE=token ", ""), "token authentication is off"),
     "token not mounted": (_set("file_mounts", "~/.ray/auth_token", to=None), "the nodes get no token"),
     "image not pinned": (_set("docker", "image", to="rayproject/ray:latest-gpu"), "is not pinned"),
@@ -102,10 +107,22 @@ PLANTED: dict[str, tuple[Change, str]] = {
     "no constraints": (
         _set("setup_commands", to=["pip install -e ."]), "nothing installs the project with `-c constraints.txt`"
     ),
-    "no storage": (_set("metadata", "storage", to=None), "metadata.storage is missing"),
+    "no storage": (_set("metadata", "storage", to=None), "storage is missing (metadata.storage.out"),
     "storage of one node": (_set("metadata", "storage", "out", to="runs"), "a place that every node reaches"),
     "price of no node type": (_set("metadata", "hourly_usd", "gpu_spt", to=1.0), "did you mean 'gpu_spot'?"),
-    "value that Ray refuses": (_set("idle_timeout_minutes", to="ten"), "Ray refuses this"),
+    "value that Ray refuses": (
+        _set("idle_timeout_minutes", to="ten"), "Ray refuses this: expected a number, got 'ten'"
+    ),
+    "storage of an unknown kind": (_set(*_OUT, to="s4://bucket/runs"), "storage URL 's4'; did you mean 's3'?"),
+    "storage with one slash": (_set(*_OUT, to="s3:/bucket/runs"), "starts with s3://, with two slashes"),
+    "storage with credentials": (_set(*_OUT, to="s3://key:hunter2@bucket"), "must not hold credentials"),
+    "storage with an unknown option": (_set(*_OUT, to="s3://bucket/x?regoin=a"), "did you mean 'region'?"),
+    "storage without a bucket": (_set(*_OUT, to="s3:///runs"), "names a bucket"),
+    "zone for a region": (_set("provider", "region", to="us-east-1a"), "which is a zone: write us-east-1,"),
+    "no region": (_set("provider", "region", to="useast1"), "did you mean 'us-east-1'?"),
+    "zone of another region": (
+        _set("provider", "availability_zone", to="us-west-2a"), "us-west-2a: not in the region us-east-1"
+    ),
 }  # fmt: skip
 
 
@@ -124,6 +141,7 @@ def test_planted_mistake_is_found(name: str, tmp_path: Path) -> None:
     telling = [line for line in report.mistakes if words in line]
     assert telling, report.mistakes
     assert telling[0].startswith("planted.yaml")
+    assert "hunter2" not in str(report)
 
 
 def _group(value: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +181,19 @@ def test_misspelt_google_key_and_second_autoscaler_on_premises(tmp_path: Path) -
     plant = _in_starts("RAY_enable_autoscaler_v2=0", "")
     (mistake,) = _checked(ROOT / "deploy" / "on_premises.yaml", plant, tmp_path).mistakes
     assert "never starts" in mistake
+
+
+def test_what_the_user_must_change_and_a_region_that_is_not_known_are_doubts(
+    tmp_path: Path,
+) -> None:
+    (bucket,) = check_cluster(AWS).doubts
+    assert "metadata.storage.out: change this: MY-BUCKET stands for" in bucket
+    (project, bucket) = check_cluster(ROOT / "deploy" / "gcp.yaml").doubts
+    assert "provider.project_id: change this: my-project" in project
+    assert "MY-BUCKET" in bucket
+    report = _checked(AWS, _set("provider", to={**AWS_PROVIDER, "region": "eu-west-9"}), tmp_path)
+    assert report.mistakes == ()
+    assert any("no region that botocore knows; did you mean 'eu-west-" in x for x in report.doubts)
 
 
 def test_head_that_runs_jobs_is_a_doubt(tmp_path: Path) -> None:

@@ -46,8 +46,21 @@ def test_storage_that_cannot_be_used_is_a_problem_and_the_exit_code_says_so(
     assert result.exit_code == 1
     line = next(line for line in result.output.splitlines() if line.startswith("problem"))
     assert str(tmp_path / "file") in line
-    assert "check the path" in line
+    assert line.startswith(f"problem  store: cannot use {tmp_path / 'file'}: ")
+    assert line.count("check that it exists") == 1
+    assert "check the path" not in line
     assert levels(list(doctor.storage("store", "nowhere://bucket"))) == {"store": "problem"}
+
+
+def test_one_trouble_of_a_bucket_is_told_once(s3_endpoint: str) -> None:
+    places = {
+        name: f"s3://no-such-bucket/{name}?endpoint_override={s3_endpoint}&scheme=http"
+        for name in ("store", "out")
+    }
+    store, out = doctor.places(places)
+    assert "there is no such bucket" in store.found
+    assert (out.level, out.found) == ("problem", "not tried: it is in the bucket of store")
+    assert (store.advice, out.advice) == ("", "")
 
 
 def test_storage_that_does_not_list_what_was_written_is_a_problem(

@@ -127,7 +127,7 @@ def test_a_missing_store_is_told_and_left_alone(run: Run, tmp_path: Path) -> Non
     assert found == []
     count = len(rows)
     assert note == (
-        f"{count} of {count} trials have no texts to show ({count}: their artifacts are not in the store)."
+        f"No texts to show for {count} of {count} trials ({count}: their artifacts are not in the store)."
     )
     assert not (tmp_path / "gone").exists()
 

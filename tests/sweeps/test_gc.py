@@ -127,7 +127,7 @@ def test_all_that_a_ledger_needs_stays_and_the_rest_goes(places: Places, cli: Cl
     assert "nothing to do" in again.output
     report = cli("report", places.kept)
     assert report.exit_code == 0, report.output
-    assert "have no texts to show" not in (places.kept / "report.html").read_text(encoding="utf-8")
+    assert "No texts to show" not in (places.kept / "report.html").read_text(encoding="utf-8")
     for defense in ("placebo", "mbtsad", "btu"):
         key = row(places.kept, defense)["key"]
         target = places.folder / f"model-{defense}"

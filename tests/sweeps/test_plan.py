@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -555,3 +556,40 @@ def test_a_skipped_row_is_not_a_done_one(
     ledger.append([skipped(spec, "because", attempt=1, sweep="s")], {})
     assert key in planned().pending
     assert planned().attempts[key] == 2
+
+
+def test_a_store_that_is_far_away_is_asked_many_things_at_once_and_each_once(
+    tiny_sweep: Callable[..., Path],
+    tmp_path: Path,
+    new_bucket: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan is that of a local store, whatever of it is there already."""
+    sweep = load_sweep(tiny_sweep(tmp_path, seeds=2))
+    here, there = ArtifactStore(tmp_path / "store"), ArtifactStore(new_bucket())
+    first = plan_sweep(sweep, here, Ledger(tmp_path / "out"))
+    held = sorted(first.victims)[0]
+
+    def write(folder: Path) -> None:
+        (folder / "a.json").write_text("{}", encoding="utf-8")
+
+    for store in (here, there):
+        store.put(held, write)
+    asked: list[tuple[str, str]] = []
+    has = ArtifactStore.has
+
+    def noted(self: ArtifactStore, key: str) -> bool:
+        if self is there:
+            asked.append((threading.current_thread().name, key))
+        return has(self, key)
+
+    monkeypatch.setattr(ArtifactStore, "has", noted)
+    near = plan_sweep(sweep, here, Ledger(tmp_path / "out"))
+    far = plan_sweep(sweep, there, Ledger(tmp_path / "out"))
+    assert far.jobs == near.jobs
+    assert far.cached_victims == near.cached_victims == {held}
+    mine = threading.current_thread().name
+    by_others = [key for thread, key in asked if thread != mine]
+    assert len(by_others) == len(set(by_others)) >= len(near.in_store)
+    # What this thread still asks for is what a plan itself puts there: the data of tasks.
+    assert not {key for thread, key in asked if thread == mine} & set(near.in_store)

@@ -159,3 +159,25 @@ def test_many_failures_are_not_all_shown(text: io.StringIO) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_every_refused_artifact_is_named_once_however_many_failures_there_are(
+    text: io.StringIO,
+) -> None:
+    progress = view(text)
+    jobs = [job(f"j{number}", "victim") for number in range(24)]
+    schedule = Schedule.of(jobs, progress)
+    while (taken := schedule.take()) is not None:
+        number = int(taken.key[1:])
+        error = f"artifact {number // 2} was refused" if number % 2 or number > 12 else "no rows"
+        schedule.complete(
+            taken.key,
+            Outcome(error_class="unsafe" if "refused" in error else "data", error=error),
+        )
+    assert sorted(progress.refused) == sorted(
+        f"artifact {number} was refused" for number in range(12)
+    )
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("failed: ")]
+    for refusal in progress.refused:
+        assert any(line.endswith(f"unsafe: {refusal}") for line in lines)
+    assert len(lines) < len(jobs)

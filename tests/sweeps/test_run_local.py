@@ -430,7 +430,7 @@ def test_a_failed_trial_is_a_row_and_an_exit_code(
         result = cli("run", file, "--local", *places)
     assert result.exit_code == 1
     assert "failed: fine_tune against badnets" in result.output
-    assert "1 trials failed" in result.output
+    assert "1 trial failed; `sweeps status`" in result.output
     (row,) = [r for r in Ledger(tmp_path / "out").table().to_pylist() if r["status"] == "failed"]
     assert (row["error_class"], row["cacc"], row["attempt"]) == ("bug", None, 1)
     assert "Traceback" in cli("logs", row["key"], "--out", tmp_path / "out").output

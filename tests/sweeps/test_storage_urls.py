@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,5 +189,54 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_runs(
     place = f"s3://no-such-bucket/out?endpoint_override={s3_endpoint}&scheme=http"
     result = cli("run", tiny_sweep(tmp_path), "--local", "--out", place, "--store", tmp_path / "s")
     assert result.exit_code == 2
-    assert "There is no such bucket" in result.stderr
+    assert "there is no such bucket" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+READERS: tuple[tuple[str, ...], ...] = (
+    ("status", "{place}"),
+    ("leaderboard", "{place}"),
+    ("report", "{place}", "--to", "report"),
+    ("logs", "ab12", "--out", "{place}"),
+    ("export", "ab12", "model", "--out", "{place}"),
+    ("predict", "ab12", "-", "--out", "{place}"),
+    ("gc", "--out", "{place}"),
+)
+
+
+@pytest.mark.parametrize("words", READERS, ids=lambda words: words[0])
+def test_who_reads_at_a_terminal_is_told_soon_and_in_one_line(
+    words: tuple[str, ...],
+    cli: Cli,
+    tmp_path: Path,
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a bucket that is not there, and of an endpoint where nothing listens: never after the minutes of a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("backdoor_core.folder.READER_S", 0.1)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{unused.getsockname()[1]}"
+        for endpoint, said in (
+            (s3_endpoint, "there is no bucket"),
+            (dead, "nothing answers there"),
+        ):
+            place = f"s3://no-such-bucket/out?endpoint_override={endpoint}&scheme=http"
+            start = time.monotonic()
+            result = cli(*(word.format(place=place) for word in words), input="a text\n")
+            assert time.monotonic() - start < 30
+            assert result.exit_code == 2
+            (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+            assert line.startswith("error: cannot use s3://no-such-bucket")
+            assert said in line.partition("It said")[0]
+
+
+def test_a_report_is_written_without_texts_where_their_store_does_not_answer(
+    places: Places, cli: Cli, tmp_path: Path, s3_endpoint: str
+) -> None:
+    gone = f"s3://no-such-bucket/store?endpoint_override={s3_endpoint}&scheme=http"
+    result = cli("report", places.out.url, "--to", tmp_path / "report", "--store", gone)
+    assert result.exit_code == 0, result.output
+    assert "No texts are shown: cannot use s3://no-such-bucket" in result.stderr
+    assert "No texts are shown" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

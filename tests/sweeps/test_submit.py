@@ -18,6 +18,7 @@ from sweeps.head import telling_line
 from sweeps.submit import pack, places_of, shipment_of
 
 Cli = Callable[..., Result]
+ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = """
 from backdoor_core.defense import Defense
 
@@ -136,6 +137,53 @@ def test_one_line_of_many() -> None:
     noise = "Loaded cached provider configuration\nTraceback (most recent call last):\n"
     said = f"{noise}RuntimeError: Head node of cluster (x) not found!\nShared connection to h closed.\n"
     assert telling_line(said) == "Head node of cluster (x) not found"
+    log = "2026-01-02 03:04:05,678\tINFO command_runner.py:371 -- Fetched IP: 10.0.0.1\n"
+    broken = "  File \"/x.py\", line 3, in <module>\n    import yaml\nModuleNotFoundError: No module named 'yaml'\n"
+    after = (
+        f"Shared connection to h closed.\n{log}Error: Command failed:\n\n  ssh -tt -i key h bash\n"
+    )
+    assert telling_line(f"{log}{broken}{after}") == "ModuleNotFoundError: No module named 'yaml'"
+    missing = "bash: line 1: sweeps: command not found"
+    assert telling_line(f"{log}{missing}\n    main()\n{after}") == missing
+    assert telling_line(log) == "Fetched IP: 10.0.0.1"
+    assert telling_line("") == "it printed nothing"
+
+
+def test_a_machine_without_credentials_is_told_where_they_come_from(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher itself runs; it finds nothing in an empty home, and asks no network for it."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(folder))
+    result = cli("submit", _sweep(folder, "toy_reviews"), "--cluster", ROOT / "cluster.yaml")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error")]
+    assert "this machine has no AWS credentials. Set AWS_ACCESS_KEY_ID" in line
+    assert "Is the cluster up" not in line
+
+
+def test_misspelt_keys_of_a_cluster_file_are_told_as_the_check_tells_them(
+    cli: Cli, folder: Path
+) -> None:
+    text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    cluster = folder / "c.yaml"
+    cluster.write_text(
+        text.replace("max_workers: 8\n", "max_worker: 8\n", 1).replace(
+            "    out: s3", "    outt: s3"
+        ),
+        encoding="utf-8",
+    )
+    result = cli("submit", _sweep(folder, "toy_reviews"), "--cluster", cluster)
+    assert result.exit_code == 2
+    for hint in (
+        "did you mean 'max_workers'?",
+        "metadata.storage.outt: unknown setting 'outt'; did you mean 'out'?",
+    ):
+        assert hint in result.output
+    assert "pydantic" not in result.output
+    assert "Extra inputs" not in result.output
 
 
 def test_mistakes_on_the_command_line(cli: Cli, folder: Path) -> None:

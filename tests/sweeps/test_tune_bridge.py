@@ -368,10 +368,14 @@ def test_resources_that_do_not_fit_are_an_error(ray_here: None) -> None:
     assert slots_of(Resources(cpu=1), None) == 2
     assert slots_of(Resources(cpu=1), 1) == 1
     assert slots_of(Resources(cpu=0.5), 3) == 3
-    with pytest.raises(ConfigError, match=r"no job fits: one asks for .*'CPU': 64.*lower"):
+    with pytest.raises(
+        ConfigError, match=r"no job fits: one asks for CPU 64, and .* has CPU 2; lower"
+    ):
         slots_of(Resources(cpu=64), None)
-    with pytest.raises(ConfigError, match=r"'GPU': 1"):
+    with pytest.raises(ConfigError, match=r"asks for CPU 1, GPU 1"):
         slots_of(Resources(cpu=1, gpu=1), None)
+    with pytest.raises(ConfigError, match=r"memory 4096 GiB, and .* memory [0-9.]+ GiB; lower"):
+        slots_of(Resources(cpu=1, memory_gib=4096), None)
 
 
 def test_the_users_own_methods_run_as_they_do_in_this_process(
