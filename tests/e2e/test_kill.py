@@ -23,6 +23,7 @@ from click.testing import Result
 from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.ledger import Ledger
 
+pytestmark = pytest.mark.slow
 KILLS = 5
 MARK = "BACKDOOR_SWEEPS_TEST_MARK"
 PATIENCE_S = 120

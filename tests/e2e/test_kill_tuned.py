@@ -21,6 +21,7 @@ import pytest
 from backdoor_core.artifact_layout import MANIFEST
 from backdoor_core.ledger import Ledger
 
+pytestmark = pytest.mark.slow
 KILLS = {"local": 5, "ray": 1}
 """Ray takes a while to start, and each kill starts it anew; test_kill.py kills it five times."""
 PATIENCE_S = 120

@@ -17,6 +17,7 @@ from click.testing import Result
 
 from backdoor_core.ledger import Ledger
 
+pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 240
 NUMBERS = ("status", "cacc", "asr", "asrd", "frr", "defense_settings", "tuning", "flags")
@@ -51,12 +52,19 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_sweep: Callable[..., Pa
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def story(sweep: Path, tmp_path_factory: pytest.TempPathFactory, sweeps_process: Start) -> Story:
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.cluster)])
+def story(
+    request: pytest.FixtureRequest,
+    sweep: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    sweeps_process: Start,
+) -> Story:
+    """All drivers in processes without Ray, or (in `make e2e`) each with a Ray of its own."""
     folder = tmp_path_factory.mktemp("drivers")
     story = Story(folder / "store", folder / "shared", folder / "other", [])
+    where = ["--local"] if request.param == "local" else []
     processes = [
-        sweeps_process("run", sweep, "--local", "--out", out, "--store", story.store)
+        sweeps_process("run", sweep, *where, "--out", out, "--store", story.store)
         for out in (story.shared, story.shared, story.other)
     ]
     try:

@@ -23,6 +23,7 @@ from sweeps.interruption import Interruption, interruptible
 from sweeps.local import run_here
 from sweeps.schedule import Job, JobKind, Listener, Outcome, Schedule
 
+pytestmark = pytest.mark.slow
 Cli = Callable[..., Result]
 
 RUNNERS = '''
