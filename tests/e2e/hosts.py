@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 
-NETWORK = "10.77.0"
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 
 
@@ -33,17 +32,13 @@ class Host:
     """One host. `environment` is what every login and every command in it has."""
 
     name: str
-    number: int
+    address: str
     folder: Path
     environment: dict[str, str]
     first: subprocess.Popen[str] | None = None
     """The parent of the host's first process, in the machine's own namespaces."""
     pid: int = 0
     """The host's first process, as the machine sees it; 0 where the host is off."""
-
-    @property
-    def address(self) -> str:
-        return f"{NETWORK}.{self.number}"
 
     @property
     def home(self) -> Path:
