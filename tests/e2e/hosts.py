@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,15 +63,19 @@ class Host:
         self, *words: str, timeout_s: float = 120, folder: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Runs `words` in the host; stdout and stderr are one text. Its exit code is the caller's to judge."""
-        return subprocess.run(
-            self.command(*words, folder=folder, **environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        # A file, not a pipe: Ray's ssh leaves a process behind for 10 s, which would hold a pipe open.
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(
+                self.command(*words, folder=folder, **environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            )
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        return subprocess.CompletedProcess(done.args, done.returncode, text, "")
 
     def processes(self) -> list[Process]:
         """What runs in the host beside its first process and its sshd."""

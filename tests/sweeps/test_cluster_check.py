@@ -84,6 +84,9 @@ PLANTED: dict[str, tuple[Change, str]] = {
     "AWS value of the wrong kind": (
         _set(*_NODE, "node_config", "BlockDeviceMappings", 0, "Ebs", "VolumeSize", to="150"), "expected a whole number"
     ),
+    "head that may not pass a role": (
+        _set("available_node_types", "head", "node_config", "IamInstanceProfile", to=None), "(iam:PassRole)"
+    ),
     "mount that does not exist": (_set("file_mounts", "~/data", to="./no-such-folder"), "nothing to mount"),
     "unknown head type": (_set("head_node_type", to="haed"), "did you mean 'head'?"),
     "more least workers than workers": (_set(*_NODE, "min_workers", to=9), "min_workers 9 is above max_workers 8"),
