@@ -6,6 +6,7 @@ The file is the project's own but for what `OnAws.write_file` and `without_docke
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -164,13 +165,12 @@ class OnAws(Cluster):
         self.seconds["ray up"] = time.monotonic() - start
         return said
 
-    def way_out(self) -> dict[str, str]:
-        """What who tries to leave the lab is told, by host: nothing but an error may come back."""
+    def ways_out(self) -> dict[str, subprocess.CompletedProcess[str]]:
+        """What comes of trying to leave the lab, by host: a connection to an address that moto has made up."""
         (public, *_) = (one.public_address for one in self.machines.instances())
         code = f"import socket; socket.create_connection(({public!r}, 22), 3)"
         places = (self.lab.laptop, *(host for host in self.hosts if host.pid))
-        found = {host.name: host.run(sys.executable, "-c", code) for host in places}
-        return {name: done.stdout.splitlines()[-1] for name, done in found.items()}
+        return {host.name: host.run(sys.executable, "-c", code) for host in places}
 
     def joined(self, kind: str) -> list[Instance]:
         """The instances of this node type that run, and whose Ray has joined the head's."""
