@@ -153,11 +153,15 @@ class Cluster:
         code = "from sweeps.cli import main; main()"
         return self.typed(sys.executable, "-c", code, *words, timeout_s=timeout_s)
 
-    def submit(self, file: Path) -> str:
-        """`sweeps submit` of a copy on the laptop; the id of the run."""
+    def given(self, file: Path) -> Path:
+        """A copy of a sweep file, on the laptop."""
         sent = self.lab.laptop.home / file.name
         sent.write_bytes(file.read_bytes())
-        said = must(self.sweeps("submit", str(sent), "--cluster", str(self.file)))
+        return sent
+
+    def submit(self, file: Path) -> str:
+        """`sweeps submit` of a file on the laptop; the id of the run."""
+        said = must(self.sweeps("submit", str(file), "--cluster", str(self.file)))
         return said.split()[1].rstrip(";")  # "started e2e-1; ..."
 
     def ray_status(self) -> str:

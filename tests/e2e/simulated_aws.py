@@ -74,7 +74,7 @@ class WithoutSpot:
             {
                 "instance": instance.id, "state": instance.state, "address": instance.private_ip,
                 "public_address": instance.public_ip, "market": instance.lifecycle or "on-demand",
-                "public_key": backend.key_pairs[instance.key_name].public_key,
+                "public_key": backend.key_pairs[instance.key_name or ""].public_key,
                 "tags": {tag["key"]: tag["value"] for tag in instance.get_tags()},
             }
             for instance in backend.all_instances()

@@ -34,7 +34,8 @@ class Say:
         """Notes how long `step` took, from `since` on or from the start."""
         now = time.monotonic()
         self.seconds[step] = now - (self._start if since is None else since)
-        self.line(f"{now - self._start:5.0f} s  {step}")
+        took = "" if since is None else f": {self.seconds[step]:.0f} s"
+        self.line(f"{now - self._start:5.0f} s  {step}{took}")
 
     def line(self, text: str) -> None:
         """A line of the report of the run, for a person."""

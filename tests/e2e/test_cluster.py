@@ -138,7 +138,7 @@ def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: OnPremi
     _knock(story, cluster)
     start = time.monotonic()
     where = ("--cluster", str(cluster.file))
-    run_id = cluster.submit(file)
+    run_id = cluster.submit(cluster.given(file))
     say("submitted", start)
     _cut_in_the_middle(story, say, storage, cluster)
     words = ("cluster", "logs", run_id, *where, "--follow")
