@@ -115,6 +115,7 @@ def story(
             storage.stop()
     story.left_behind = lab.left_behind()
     say.line(f"trials recorded by host: {dict(story.by_host)}; rows: {len(rows(story.copy))}")
+    say.line(f"spot refused {story.refused[-1]} times; asked for: {story.asked}")
     return story
 
 

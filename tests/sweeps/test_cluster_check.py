@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_shipped_files_pass(path: Path) -> None:
     report = check_cluster(path)
     assert report.mistakes == ()
     assert "whole cluster" in report.table()
+
+
+def test_the_template_makes_the_profiles_that_the_file_names() -> None:
+    types = yaml.safe_load(AWS.read_text(encoding="utf-8"))["available_node_types"]
+    named = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types.values()}
+    template = (ROOT / "deploy" / "aws_roles.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"InstanceProfileName: (\S+)", template)) == named
 
 
 Change = Callable[[dict[str, Any]], None]
