@@ -29,7 +29,12 @@ from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
 from sweeps.cluster_growth import fits
 from sweeps.cluster_kuberay import check_manifest
 from sweeps.cluster_places import check_region, check_storage, note_placeholders
-from sweeps.cluster_providers import check_node_config, check_provider, market_of
+from sweeps.cluster_providers import (
+    check_head_role,
+    check_node_config,
+    check_provider,
+    market_of,
+)
 from sweeps.head import telling_line
 from sweeps.source import Keys
 
@@ -93,6 +98,8 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     check_region(found, provider)
     notes = _check_notes(found, value)
     nodes = list(_node_types(found, value, kind, notes))
+    if kind == "aws":
+        check_head_role(found, value.get("head_node_type"), _section(value, "available_node_types"))
     _check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from backdoor_core.errors import SweepError
 
@@ -68,32 +69,39 @@ def submit(
     from sweeps.submit import places_of, shipment_of, ways_to_follow
     from sweeps.submit import submit as submitted
 
-    sweep, shipped = _checked(file, words)
+    sweep, shipped, grace_s = _checked(file, words)
     head = _head(cluster, address)
     storage = head.cluster.notes.storage if isinstance(head, LauncherHead) else None
     out, store = places_of(sweep.name, out, store, storage)
     shipment = shipment_of(shipped)
     for path in shipment.outside:
         click.echo(f"not shipped: {path}; every node must have it at this path", err=True)
-    run = submitted(head, sweep, out=out, store=store, words=words, shipment=shipment)
+    run = submitted(
+        head, sweep, out=out, store=store, words=words, shipment=shipment, grace_s=grace_s
+    )
     where = f"--cluster {cluster}" if cluster else f"--address {address}"
     click.echo(ways_to_follow(run, where, store))
 
 
-def _checked(file: Path, words: tuple[str, ...]) -> tuple[Any, Any]:
-    """The sweep as the options change it, and as it is written; mistakes are told before anything is shipped."""
+def _checked(file: Path, words: tuple[str, ...]) -> tuple[Any, Any, float]:
+    """The sweep as the options change it, as it is written, and the grace of its jobs when it is stopped.
+
+    Mistakes are told before anything is shipped.
+    """
     from sweeps.cli import run
+    from sweeps.cluster_jobs import STOP_GRACE_S
     from sweeps.config import load_sweep
 
     with run.make_context("sweeps run", [str(file), *words]) as context:
         given = context.params
+        is_default = context.get_parameter_source("grace_s") is ParameterSource.DEFAULT
     for name in ("out", "store"):
         if given[name] is not None:
             raise click.UsageError(f"--{name} goes before the two dashes")
     if given["local"]:
         raise click.UsageError("--local would leave the cluster idle: leave it out")
     sweep = load_sweep(file, overrides=given["overrides"], smoke=given["smoke"])
-    return sweep, load_sweep(file)
+    return sweep, load_sweep(file), STOP_GRACE_S if is_default else given["grace_s"]
 
 
 @click.group()

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 _SWEEP, _OUT = "backdoor_sweep", "backdoor_out"
 LIVE = ("PENDING", "RUNNING")
-STOP_GRACE_S = 120
-"""A stopped run may finish its running jobs for this long."""
+STOP_GRACE_S = 120.0
+"""The running jobs of a stopped run have this long to end, where its own `--grace` does not say otherwise."""
+PUT_DOWN_S = 60.0
+"""After that a run may give them up and write its last rows for this long, before Ray kills it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,13 @@ class Submission:
     store: str
     words: tuple[str, ...] = ()
     command: str = "sweeps"
+    grace_s: float = STOP_GRACE_S
 
     @property
     def entrypoint(self) -> str:
         """The shell words of the job. `command` is shell already: a tilde in it is the head's."""
-        words = ["run", self.file, "--out", self.out, "--store", self.store, *self.words]
+        places = ["--out", self.out, "--store", self.store, "--grace", f"{self.grace_s:g}"]
+        words = ["run", self.file, *places, *self.words]
         return f"exec {self.command} {shlex.join(words)}"
 
 
@@ -135,7 +140,9 @@ def start_run(client: JobSubmissionClient, submission: Submission) -> ClusterRun
             metadata={_SWEEP: submission.sweep, _OUT: submission.out},
             runtime_env={
                 "working_dir": str(submission.folder),
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+                "env_vars": {
+                    "RAY_JOB_STOP_WAIT_TIME_S": str(ceil(submission.grace_s + PUT_DOWN_S))
+                },
             },
         )
     except (RuntimeError, ValueError) as error:
@@ -159,7 +166,7 @@ def find_run(client: JobSubmissionClient, run_id: str) -> ClusterRun:
 
 
 def stop_run(client: JobSubmissionClient, run_id: str) -> ClusterRun:
-    """Asks a run to end (SIGTERM, and SIGKILL after `STOP_GRACE_S`); one that has ended is left as it is."""
+    """Asks a run to end (SIGTERM; SIGKILL after its grace and `PUT_DOWN_S`); one that has ended stays as it is."""
     run = find_run(client, run_id)
     if run.is_live:
         client.stop_job(run_id)
@@ -181,6 +188,7 @@ def answers(client: JobSubmissionClient, request: dict[str, Any]) -> dict[str, A
         submission = Submission(
             sweep=request["sweep"], folder=folder, file=request["file"], out=request["out"],
             store=request["store"], words=tuple(request["words"]), command=request["command"],
+            grace_s=request["grace_s"],
         )  # fmt: skip
         return start_run(client, submission).as_dict()
     if action == "list":

@@ -65,6 +65,22 @@ def check_node_config(found: Findings, kind: str, keys: Keys, config: dict[str, 
                 found.mistake(keys, f"{name} is missing")
 
 
+def check_head_role(found: Findings, head: Any, types: dict[str, Any]) -> None:
+    """On AWS: a head that starts workers with an instance profile must be allowed to hand that over."""
+    configs = {
+        name: (given.get("node_config") or {}) if isinstance(given, dict) else {}
+        for name, given in types.items()
+    }
+    own = [name for name, config in configs.items() if "IamInstanceProfile" in config]
+    if own and head in configs and head not in own:
+        found.mistake(
+            ("available_node_types", head, "node_config"),
+            f"IamInstanceProfile is missing, and {own[0]} has one: the role that Ray makes for a head "
+            "(ray-autoscaler-v1) may not pass a role to a worker (iam:PassRole), so AWS would refuse every worker; "
+            "deploy/aws_roles.yaml makes both profiles",
+        )  # fmt: skip
+
+
 def market_of(kind: str, config: dict[str, Any]) -> str:
     """How the cloud sells such a node."""
     if kind == "aws":

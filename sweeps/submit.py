@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from backdoor_core.errors import ConfigError
 from sweeps.cluster_file import StoragePlaces
-from sweeps.cluster_jobs import ClusterRun, Submission, connect, start_run
+from sweeps.cluster_jobs import STOP_GRACE_S, ClusterRun, Submission, connect, start_run
 from sweeps.config import Sweep
 from sweeps.head import ForwardedHead, LauncherHead
 from sweeps.source import Source, read_source, texts_in
@@ -136,12 +136,17 @@ def submit(
     store: str,
     words: Sequence[str] = (),
     shipment: Shipment,
+    grace_s: float = STOP_GRACE_S,
 ) -> ClusterRun:
-    """Ships a sweep and starts its run. Raises ConfigError where one with the same output folder goes on."""
+    """Ships a sweep and starts its run. Raises ConfigError where one with the same output folder goes on.
+
+    When it is stopped, its running jobs have `grace_s` to end.
+    """
     with tempfile.TemporaryDirectory(prefix="sweeps-submit-") as scratch:
         folder = pack(shipment, Path(scratch))
         submission = Submission(
-            sweep=sweep.name, folder=folder, file=shipment.file, out=out, store=store, words=tuple(words)
+            sweep=sweep.name, folder=folder, file=shipment.file, out=out, store=store, words=tuple(words),
+            grace_s=grace_s,
         )  # fmt: skip
         if isinstance(head, ForwardedHead):
             return start_run(connect(head.address), submission)
@@ -150,6 +155,7 @@ def submit(
         {
             "action": "start", "folder": shipment.sweep, "sweep": sweep.name, "file": shipment.file, "out": out,
             "store": store, "words": list(words), "command": head.cluster.notes.sweeps,
+            "grace_s": grace_s,
         }
     )  # fmt: skip
     return ClusterRun(**answer)

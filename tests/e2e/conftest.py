@@ -1,9 +1,11 @@
-"""What the tests of drivers that are killed, stopped or many have in common."""
+"""What the stories of this folder have in common: a calm run to compare with, and hosts that are taken down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from click.testing import Result
@@ -17,3 +19,15 @@ def calm(sweep: Path, tmp_path_factory: pytest.TempPathFactory, cli: Callable[..
     assert result.exit_code == 0, result.output
     assert not list((folder / "store" / "claims").iterdir())
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the tests as Ctrl-C does: what was started is taken down."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)

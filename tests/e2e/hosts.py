@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-NETWORK = "10.77.0"
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 
 
@@ -33,17 +33,13 @@ class Host:
     """One host. `environment` is what every login and every command in it has."""
 
     name: str
-    number: int
+    address: str
     folder: Path
     environment: dict[str, str]
     first: subprocess.Popen[str] | None = None
     """The parent of the host's first process, in the machine's own namespaces."""
     pid: int = 0
     """The host's first process, as the machine sees it; 0 where the host is off."""
-
-    @property
-    def address(self) -> str:
-        return f"{NETWORK}.{self.number}"
 
     @property
     def home(self) -> Path:
@@ -67,15 +63,19 @@ class Host:
         self, *words: str, timeout_s: float = 120, folder: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Runs `words` in the host; stdout and stderr are one text. Its exit code is the caller's to judge."""
-        return subprocess.run(
-            self.command(*words, folder=folder, **environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        # A file, not a pipe: Ray's ssh leaves a process behind for 10 s, which would hold a pipe open.
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(
+                self.command(*words, folder=folder, **environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            )
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        return subprocess.CompletedProcess(done.args, done.returncode, text, "")
 
     def processes(self) -> list[Process]:
         """What runs in the host beside its first process and its sshd."""

@@ -5,6 +5,7 @@ Nothing is made in the machine's own network or mounts. Needs root, and the prog
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 import shutil
@@ -18,16 +19,18 @@ from pathlib import Path
 
 import psutil
 
-from tests.e2e.hosts import NAMESPACES, NETWORK, Host, waited_for
+from tests.e2e.hosts import NAMESPACES, Host, waited_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv", "ip", "mount")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BRIDGE = "laptop0"
+NETWORK = "10.77.0"
+LAPTOP = f"{NETWORK}.1"
 SSHD_CONFIG = """\
 ListenAddress {address}
 HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/authorized_keys
+AuthorizedKeysFile {keys}
 PidFile none
 PasswordAuthentication no
 KbdInteractiveAuthentication no
@@ -55,11 +58,19 @@ def missing() -> str:
 
 @dataclass(kw_only=True)
 class Lab:
-    """A laptop and hosts behind its bridge, for the time of a `with`: whatever happens, nothing stays behind."""
+    """A laptop and hosts behind its bridge, for the time of a `with`: whatever happens, nothing stays behind.
+
+    No way leads out: the laptop has its bridge alone, and a host sends what is not for its network to the laptop.
+    """
 
     names: Sequence[str]
+    """The hosts that are there from the start; `add` brings more."""
     environment: Mapping[str, str]
     """What every login has beside HOME and PATH, as a machine's own environment gives it; `{home}` is HOME."""
+    user: str = "root"
+    """How root is called on every host."""
+    networks: Sequence[str] = (f"{LAPTOP}/24",)
+    """The laptop's addresses, one in each network that hosts may be in."""
     folder: Path = field(init=False)
     hosts: dict[str, Host] = field(default_factory=dict)
 
@@ -69,9 +80,7 @@ class Lab:
         try:
             self._write_keys()
             for number, name in enumerate(("laptop", *self.names), start=1):
-                self.hosts[name] = self._described(name, number)
-            for host in self.hosts.values():
-                self.boot(host)
+                self.add(name, f"{NETWORK}.{number}")
         except BaseException:
             self.close()
             raise
@@ -84,6 +93,16 @@ class Lab:
     def laptop(self) -> Host:
         return self.hosts["laptop"]
 
+    def add(self, name: str, address: str, public_key: str = "") -> Host:
+        """A new host, switched on; it lets in who has the key of `public_key` (the laptop's user, if none is given)."""
+        key = public_key or (self.folder / "user_key.pub").read_text(encoding="utf-8")
+        # In place: each host has this very file as its own.
+        with (self.folder / "hosts").open("a", encoding="utf-8") as file:
+            file.write(f"{address} {name}\n")
+        self.hosts[name] = host = self._described(name, address, key)
+        self.boot(host)
+        return host
+
     def _write_keys(self) -> None:
         for name in ("host_key", "user_key"):
             path = self.folder / name
@@ -91,33 +110,31 @@ class Lab:
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path)],
                 check=True,
             )
-        shutil.copy(self.folder / "user_key.pub", self.folder / "authorized_keys")
         (self.folder / "nothing").mkdir()
-        lines = ["127.0.0.1 localhost"]
-        names = ("laptop", *self.names)
-        lines += [f"{NETWORK}.{number} {name}" for number, name in enumerate(names, start=1)]
-        (self.folder / "hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self.folder / "hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n", encoding="utf-8")
 
-    def _described(self, name: str, number: int) -> Host:
+    def _described(self, name: str, address: str, public_key: str) -> Host:
         folder = self.folder / name
         (folder / "tmp").mkdir(parents=True)
         (folder / "tmp").chmod(0o1777)
         home = folder / "home"
         (home / ".ssh").mkdir(parents=True, mode=0o700)
         path = f"{sysconfig.get_path('scripts')}:{SYSTEM_PATH}"
-        environment = {"HOME": str(home), "PATH": path, "USER": "root", "LANG": "C.UTF-8"}
+        environment = {"HOME": str(home), "PATH": path, "USER": self.user, "LANG": "C.UTF-8"}
         # A login shell resets PATH; this machine's installation is every host's.
         for file in (".bashrc", ".bash_profile"):
             (home / file).write_text(f"export PATH={path}\n", encoding="utf-8")
-        users = f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/bin/false\n"
+        users = f"{self.user}:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/bin/false\n"
         (folder / "passwd").write_text(users, encoding="utf-8")
         own = {key: value.format(home=home) for key, value in self.environment.items()}
-        host = Host(name=name, number=number, folder=folder, environment=environment | own)
+        host = Host(name=name, address=address, folder=folder, environment=environment | own)
         if name == "laptop":
             shutil.copy(self.folder / "user_key", home / ".ssh" / "id_ed25519")
         pairs = " ".join(f'{key}="{value}"' for key, value in own.items())
-        text = SSHD_CONFIG.format(address=host.address, folder=self.folder, environment=pairs)
+        keys = folder / "authorized_keys"
+        keys.write_text(public_key.strip() + "\n", encoding="utf-8")
+        text = SSHD_CONFIG.format(address=address, folder=self.folder, keys=keys, environment=pairs)
         (host.folder / "sshd_config").write_text(text, encoding="utf-8")
         return host
 
@@ -178,25 +195,23 @@ class Lab:
 
     def _connect(self, host: Host) -> None:
         """Gives a host its address: the laptop's is its bridge's, the others have a cable to that bridge."""
-        net = ["--net"]
-        steps: list[tuple[Host, str]]
         if host is self.laptop:
-            steps = [(host, f"link add {BRIDGE} type bridge")]
-            device = BRIDGE
+            steps = [(host, f"link add {BRIDGE} type bridge"), (host, f"link set {BRIDGE} up")]
+            steps += [(host, f"address add {address} dev {BRIDGE}") for address in self.networks]
         else:
-            device = "eth0"
+            (laptop,) = (
+                found for found in map(ipaddress.ip_interface, self.networks)
+                if ipaddress.ip_address(host.address) in found.network
+            )  # fmt: skip
             steps = [
                 (self.laptop, f"link add {host.link} type veth peer name eth0 netns {host.pid}"),
                 (self.laptop, f"link set {host.link} master {BRIDGE} up"),
+                (host, f"address add {host.address}/{laptop.network.prefixlen} dev eth0"),
+                (host, "link set eth0 up"),
+                (host, f"route add default via {laptop.ip}"),
             ]
-        steps += [
-            (host, f"address add {host.address}/24 dev {device}"),
-            (host, f"link set {device} up"),
-        ]
-        if host is not self.laptop:
-            steps.append((host, f"route add default via {self.laptop.address}"))
         for place, step in steps:
-            subprocess.run(place.entered("ip", *step.split(), only=net), check=True)
+            subprocess.run(place.entered("ip", *step.split(), only=["--net"]), check=True)
 
     def cut(self, host: Host) -> None:
         """Power gone: the cable first, so that no process says goodbye, then SIGKILL for all."""

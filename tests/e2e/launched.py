@@ -1,7 +1,7 @@
-"""A real cluster on the hosts of a lab: `deploy/on_premises.yaml`, filled in, through Ray's own launcher.
+"""A real cluster on the hosts of a lab, through Ray's own launcher: `deploy/on_premises.yaml`, filled in.
 
 Commands run on the laptop, in the project's folder, as a user would type them. The storage is an S3 endpoint on the
-laptop, whose log says which host wrote what.
+laptop, whose log says which host wrote what. (`on_aws.py` has the cluster of instances.)
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import yaml
 
-from tests.e2e.hosts import NETWORK, Host, waited_for
-from tests.e2e.lab import ROOT, Lab
+from tests.e2e.hosts import Host, waited_for
+from tests.e2e.lab import LAPTOP, ROOT, Lab
 
 S3_PORT = 5000
 BUCKET = "sweeps"
@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_ENDPOINT_URL": f"http://{NETWORK}.1:{S3_PORT}",
+    "AWS_ENDPOINT_URL": f"http://{LAPTOP}:{S3_PORT}",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -42,8 +42,11 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+PLACES = {"out": f"s3://{BUCKET}/runs", "store": f"s3://{BUCKET}/store"}
 # Two hosts and a head share this machine's memory.
 SMALL = "--object-store-memory=100000000"
+JOINED = "Registering new node"
+"""In the log of the head's GCS, with the address of a node that joins."""
 _PUT = re.compile(r'^(\S+) - - \[[^]]*\] "PUT /(\S+) HTTP')
 
 
@@ -57,9 +60,10 @@ class Written:
 
 @dataclass(kw_only=True)
 class Storage:
-    """moto's S3 server, on the laptop."""
+    """moto's server, on the laptop; `server` is the command that starts it."""
 
     lab: Lab
+    server: Sequence[str] = (sys.executable, "-m", "moto.server")
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -69,7 +73,7 @@ class Storage:
     def start(self) -> None:
         """Serves an empty bucket."""
         laptop = self.lab.laptop
-        words = [sys.executable, "-m", "moto.server", "-H", laptop.address, "-p", str(S3_PORT)]
+        words = [*self.server, "-H", laptop.address, "-p", str(S3_PORT)]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 laptop.command(*words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True
@@ -114,9 +118,11 @@ class Storage:
 
 @dataclass(kw_only=True)
 class Cluster:
-    """The cluster of a lab's hosts. `seconds` has how long each of its steps took."""
+    """A cluster whose hosts are a lab's. `seconds` has how long each of its steps took."""
 
     lab: Lab
+    ray: ClassVar[str] = "ray"
+    """Ray's command on the head."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -124,61 +130,43 @@ class Cluster:
         return self.lab.laptop.home / "cluster.yaml"
 
     @property
+    def hosts(self) -> list[Host]:
+        """The cluster's hosts; the head is the first of them."""
+        raise NotImplementedError
+
+    @property
     def head(self) -> Host:
-        return self.lab.hosts[HEAD]
+        return self.hosts[0]
 
-    def write_file(self) -> None:
-        """`deploy/on_premises.yaml` with the addresses and sizes of these hosts, and the token, as the docs say."""
-        text = (ROOT / "deploy" / "on_premises.yaml").read_text(encoding="utf-8")
-        text = text.replace("--num-cpus=0", f"--num-cpus=0 {SMALL}")
-        text = text.replace("ray start --address", f"ray start --num-cpus=1 {SMALL} --address")
-        config: dict[str, Any] = yaml.safe_load(text)
-        workers = [self.lab.hosts[name].address for name in WORKERS]
-        config["provider"] |= {"head_ip": self.head.address, "worker_ips": workers}
-        config["auth"]["ssh_user"] = "root"
-        config["metadata"]["storage"] = {
-            "out": f"s3://{BUCKET}/runs",
-            "store": f"s3://{BUCKET}/store",
-        }
-        self.file.write_text(yaml.safe_dump(config, width=1000), encoding="utf-8")
-        must(self.typed("sh", "-c", "umask 077; ray get-auth-token --generate"))
-
-    def install_without_network(self) -> None:
-        """In place of the installation on each host, which would download: a link to this machine's own."""
-        config = yaml.safe_load(self.file.read_text(encoding="utf-8"))
-        config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/{PROJECT}/.venv"]
-        self.file.write_text(yaml.safe_dump(config, width=1000), encoding="utf-8")
+    def write(self, config: dict[str, Any]) -> None:
+        """The cluster file, and the token, as the docs say."""
+        self.file.write_text(yaml.safe_dump(config, width=1000, sort_keys=False), encoding="utf-8")
+        if not (self.lab.laptop.home / TOKEN_FILE).exists():
+            must(self.typed("sh", "-c", "umask 077; ray get-auth-token --generate"))
 
     def typed(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """A command in the project's folder on the laptop."""
-        return self.lab.laptop.run(
-            *words,
-            timeout_s=timeout_s,
-            folder=ROOT,
-            PYTHONPATH=str(ROOT),
-            RAY_UP_enable_autoscaler_v2="0",
-        )
+        return self.lab.laptop.run(*words, timeout_s=timeout_s, folder=ROOT, PYTHONPATH=str(ROOT))
 
     def sweeps(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """A command of this project on the laptop."""
         code = "from sweeps.cli import main; main()"
         return self.typed(sys.executable, "-c", code, *words, timeout_s=timeout_s)
 
-    def up(self) -> None:
-        """`ray up`, and until all hosts have joined."""
-        start = time.monotonic()
-        must(self.typed("ray", "up", "-y", "--no-config-cache", str(self.file), timeout_s=600))
-        self.seconds["up"] = time.monotonic() - start
-        self.wait_for_slots(len(WORKERS), 600)
-        self.seconds["joined"] = time.monotonic() - start
+    def given(self, file: Path) -> Path:
+        """A copy of a sweep file, on the laptop."""
+        sent = self.lab.laptop.home / file.name
+        sent.write_bytes(file.read_bytes())
+        return sent
 
-    def wait_for_slots(self, cpus: int, limit_s: float) -> None:
-        """Until the workers that are there have this many CPUs together."""
-        wanted = re.compile(rf"/{cpus}\.0 CPU")
-        waited_for(lambda: wanted.search(self.ray_status()), limit_s, every_s=1)
+    def submit(self, file: Path) -> str:
+        """`sweeps submit` of a file on the laptop; the id of the run."""
+        said = must(self.sweeps("submit", str(file), "--cluster", str(self.file)))
+        return said.split()[1].rstrip(";")  # "started e2e-1; ..."
 
     def ray_status(self) -> str:
-        command = f"RAY_AUTH_MODE=token ~/{PROJECT}/.venv/bin/ray status"
+        """What `ray status` says on the head."""
+        command = f"RAY_AUTH_MODE=token {self.ray} status"
         return self.typed("ray", "exec", "--no-config-cache", str(self.file), command).stdout
 
     def head_log(self, name: str) -> str:
@@ -191,6 +179,7 @@ class Cluster:
         """`ray down`; what still runs on the hosts when that and `limit_s` have passed."""
         start = time.monotonic()
         must(self.typed("ray", "down", "-y", str(self.file)))
+        self.seconds["ray down"] = time.monotonic() - start
         try:
             waited_for(lambda: not self.running(), limit_s, every_s=1)
         except TimeoutError:
@@ -202,6 +191,7 @@ class Cluster:
         """Copies the logs of the hosts, for who must find out why a run failed."""
         for host in self.lab.hosts.values():
             files = [*host.folder.glob("*.log"), *host.home.glob("*.log")]
+            files += (host.folder / "tmp").glob("*.log")
             files += (host.folder / "tmp" / "ray").glob("session_2*/logs/*.*")
             kept = folder / host.name
             kept.mkdir(parents=True)
@@ -212,8 +202,48 @@ class Cluster:
 
     def running(self) -> list[str]:
         """What runs on the cluster's hosts."""
-        hosts = [self.lab.hosts[name] for name in (HEAD, *WORKERS)]
-        return [f"{host.name}: {one.command[:200]}" for host in hosts for one in host.processes()]
+        return [
+            f"{host.name}: {one.command[:200]}" for host in self.hosts for one in host.processes()
+        ]
+
+
+@dataclass(kw_only=True)
+class OnPremises(Cluster):
+    """The cluster of `deploy/on_premises.yaml`."""
+
+    ray: ClassVar[str] = f"~/{PROJECT}/.venv/bin/ray"
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The head and its workers, whose places are known from the start."""
+        return [self.lab.hosts[name] for name in (HEAD, *WORKERS)]
+
+    def write_file(self) -> None:
+        """The file with the addresses and sizes of these hosts."""
+        text = (ROOT / "deploy" / "on_premises.yaml").read_text(encoding="utf-8")
+        text = text.replace("--num-cpus=0", f"--num-cpus=0 {SMALL}")
+        text = text.replace("ray start --address", f"ray start --num-cpus=1 {SMALL} --address")
+        config: dict[str, Any] = yaml.safe_load(text)
+        workers = [self.lab.hosts[name].address for name in WORKERS]
+        config["provider"] |= {"head_ip": self.head.address, "worker_ips": workers}
+        config["auth"]["ssh_user"] = "root"
+        config["metadata"]["storage"] = PLACES
+        self.write(config)
+
+    def install_without_network(self) -> None:
+        """In place of the installation on each host, which would download: a link to this machine's own."""
+        config = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/{PROJECT}/.venv"]
+        self.write(config)
+
+    def up(self) -> None:
+        """`ray up`, and until all hosts have joined."""
+        start = time.monotonic()
+        must(self.typed("ray", "up", "-y", "--no-config-cache", str(self.file), timeout_s=600))
+        self.seconds["up"] = time.monotonic() - start
+        wanted = re.compile(rf"/{len(WORKERS)}\.0 CPU")
+        waited_for(lambda: wanted.search(self.ray_status()), 600, every_s=1)
+        self.seconds["joined"] = time.monotonic() - start
 
 
 def must(done: subprocess.CompletedProcess[str]) -> str:

@@ -8,33 +8,39 @@ its power in the middle and comes back. What is in the storage then must be what
 from __future__ import annotations
 
 import json
-import re
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from backdoor_core.ledger import Ledger
 from tests.e2e.hosts import Host, waited_for
 from tests.e2e.lab import Lab, missing
 from tests.e2e.launched import (
-    BUCKET,
     ENVIRONMENT,
     HEAD,
+    JOINED,
+    PLACES,
     TOKEN_FILE,
     WORKERS,
-    Cluster,
+    OnPremises,
     Storage,
-    must,
+)
+from tests.e2e.telling import (
+    END_S,
+    MEASURED,
+    Say,
+    assert_same_rows,
+    metrics,
+    rows,
+    run_alone,
+    trials_by_host,
 )
 
 pytestmark = pytest.mark.cluster
@@ -55,27 +61,20 @@ SECTIONS: dict[str, Any] = {
     "training": {"epochs": 4, "batch_rows": 16, "learning_rate": 1e-3, "max_tokens": 64},
 }
 LEAST_JOBS = 40
-OUT, STORE = f"s3://{BUCKET}/runs/e2e", f"s3://{BUCKET}/store"
-# What the machine decides, and may differ from run to run.
-MEASURED = frozenset(
-    {"train_s", "fit_s", "eval_s", "peak_rss_gib", "finished_at", "log", "versions"}
-)
+OUT, STORE = f"{PLACES['out']}/e2e", PLACES["store"]
 NOTICED = "Node is dead because the health check failed"
-JOINED = "Registering new node"
 NOTICE_S = 300
 HEAL_S = 300
-END_S = 1800
 GONE_S = 180
 
 
 @dataclass(kw_only=True)
 class Story:
-    """What was seen on the way. `seconds` and `answers` are by the name of the step."""
+    """What was seen on the way. `answers` are by the name of the command."""
 
     reference: Path
     copy: Path
     """The output folder as it was in the storage at the end."""
-    seconds: dict[str, float] = field(default_factory=dict)
     answers: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
     """Exit codes of those who must not get in."""
@@ -88,48 +87,12 @@ class Story:
 
     def lines(self) -> list[str]:
         """The report of the run, for a person."""
-        listed = ", ".join(f"{name} {taken:.0f} s" for name, taken in self.seconds.items())
         hosts = ", ".join(f"{host} {count}" for host, count in sorted(self.by_host.items()))
         return [
-            f"times: {listed}",
             f"trials recorded by host: {hosts} ({self.by_host_when_cut.total()} before {self.cut} was cut)",
             f"rows: {len(rows(self.copy))}, of a local run: {len(rows(self.reference))}",
             f"numbers compared and equal: {sum(len(row.keys() - MEASURED) for row in rows(self.copy).values())}",
         ]
-
-
-def rows(out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an output folder by key, as readers see them."""
-    table = Ledger(out).table().to_pylist()
-    assert len({row["key"] for row in table}) == len(table), "no key twice"
-    return {row["key"]: row for row in table}
-
-
-class Say:
-    """Tells who watches what happens, and how long it took."""
-
-    def __init__(self, request: pytest.FixtureRequest, story: Story) -> None:
-        self._lines = request.config.pluginmanager.getplugin("terminalreporter")
-        self._story = story
-        self._start = time.monotonic()
-
-    def __call__(self, step: str, since: float | None = None) -> None:
-        """Notes how long `step` took, from `since` on or from the start."""
-        now = time.monotonic()
-        self._story.seconds[step] = now - (self._start if since is None else since)
-        self._lines.write_line(f"  {now - self._start:5.0f} s  {step}")
-
-
-@pytest.fixture(scope="module")
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the tests as Ctrl-C does: what was started is taken down."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +107,12 @@ def story(
         pytest.fail(f"make e2e {lacking}", pytrace=False)
     folder = tmp_path_factory.mktemp("story")
     file = tiny_sweep(folder, **SECTIONS)
-    story = Story(reference=folder / "reference", copy=folder / "copy")
-    say = Say(request, story)
-    places = ("--out", story.reference, "--store", folder / "store")
-    with sweeps_process("run", file, "--local", *places, env={"OMP_NUM_THREADS": "1"}) as alone:
-        try:
-            output, _ = alone.communicate(timeout=END_S)
-        finally:
-            alone.kill()
-    assert alone.returncode == 0, output
+    say = Say(request)
+    story = Story(reference=run_alone(sweeps_process, file, folder), copy=folder / "copy")
     say("local run")
     lab = Lab(names=(HEAD, *WORKERS), environment=ENVIRONMENT)
     with lab:
-        storage, cluster = Storage(lab=lab), Cluster(lab=lab)
+        storage, cluster = Storage(lab=lab), OnPremises(lab=lab)
         try:
             _tell(story, say, file, storage, cluster)
         except BaseException:
@@ -167,11 +123,11 @@ def story(
             storage.stop()
     story.left_behind = lab.left_behind()
     for line in story.lines():
-        request.config.pluginmanager.getplugin("terminalreporter").write_line(f"  {line}")
+        say.line(line)
     return story
 
 
-def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: Cluster) -> None:
+def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: OnPremises) -> None:
     start = time.monotonic()
     storage.start()
     cluster.write_file()
@@ -182,12 +138,9 @@ def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: Cluster
     _knock(story, cluster)
     start = time.monotonic()
     where = ("--cluster", str(cluster.file))
-    sent = cluster.lab.laptop.home / file.name
-    sent.write_bytes(file.read_bytes())
-    submitted = must(cluster.sweeps("submit", str(sent), *where))
+    run_id = cluster.submit(cluster.given(file))
     say("submitted", start)
     _cut_in_the_middle(story, say, storage, cluster)
-    run_id = submitted.split()[1].rstrip(";")  # "started e2e-1; ..."
     words = ("cluster", "logs", run_id, *where, "--follow")
     story.answers["followed"] = cluster.sweeps(*words, timeout_s=END_S)
     say("run ended, since it was submitted", start)
@@ -199,7 +152,7 @@ def _tell(story: Story, say: Say, file: Path, storage: Storage, cluster: Cluster
     say("down, nothing left" if not story.left_running else "down, something left", start)
 
 
-def _knock(story: Story, cluster: Cluster) -> None:
+def _knock(story: Story, cluster: OnPremises) -> None:
     """Who has no token, and who comes from another host, is not let in."""
     words = (sys.executable, "-m", "ray.scripts.scripts", "status", "--address")
     address = f"{cluster.head.address}:6379"
@@ -212,13 +165,7 @@ def _knock(story: Story, cluster: Cluster) -> None:
     story.refusals["dashboard"] = laptop.run(sys.executable, "-c", code).returncode
 
 
-def trials_by_host(storage: Storage) -> Counter[str]:
-    """How many files of finished trials each host has put into the ledger."""
-    ledger = re.compile(rf"{BUCKET}/runs/e2e/ledger/(?!compact-)[^/]+\.parquet")
-    return Counter(one.host for one in storage.written() if ledger.fullmatch(one.name))
-
-
-def _cut_in_the_middle(story: Story, say: Say, storage: Storage, cluster: Cluster) -> None:
+def _cut_in_the_middle(story: Story, say: Say, storage: Storage, cluster: OnPremises) -> None:
     """The power of a worker goes when a quarter of the trials are there; when that is noticed, it is back."""
     quarter = len(rows(story.reference)) // 4
     waited_for(lambda: trials_by_host(storage).total() >= quarter, END_S, every_s=0.2)
@@ -236,13 +183,13 @@ def _cut_in_the_middle(story: Story, say: Say, storage: Storage, cluster: Cluste
     say(f"{story.cut} back in the cluster, since it was switched on", start)
 
 
-def _joined(cluster: Cluster, host: Host) -> int:
+def _joined(cluster: OnPremises, host: Host) -> int:
     """How often a host has joined the cluster."""
     lines = cluster.head_log("gcs_server.out").splitlines()
     return sum(JOINED in line and line.endswith(f"node_address={host.address}") for line in lines)
 
 
-def _look(story: Story, cluster: Cluster, storage: Storage) -> None:
+def _look(story: Story, cluster: OnPremises, storage: Storage) -> None:
     """What a user does on the laptop when the run has ended."""
     storage.fetch("runs/e2e", story.copy)
     key = next(key for key, row in rows(story.copy).items() if row["log"])
@@ -270,24 +217,8 @@ def test_only_who_has_the_token_gets_in(story: Story) -> None:
 
 
 def test_the_same_rows_as_a_local_run(story: Story) -> None:
-    expected, found = rows(story.reference), rows(story.copy)
-    assert len(expected) >= LEAST_JOBS
-    assert found.keys() == expected.keys()
-    for key, row in found.items():
-        assert row["status"] == "ok", row["error"]
-        for name in row.keys() - MEASURED:
-            assert row[name] == expected[key][name], (name, row["defense"])
-
-
-def test_the_same_metrics_as_a_local_run(story: Story) -> None:
-    def metrics(out: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-        named = ("key", "attempt", "split", "metric", "trigger", "target")
-        values = ("value", "low", "high", "n")
-        found = Ledger(out).metrics_rows().to_pylist()
-        table = {tuple(r[n] for n in named): tuple(r[n] for n in values) for r in found}
-        assert len(table) == len(found), "no number twice"
-        return table
-
+    assert len(rows(story.reference)) >= LEAST_JOBS
+    assert_same_rows(story.copy, story.reference)
     assert metrics(story.copy) == metrics(story.reference)
 
 

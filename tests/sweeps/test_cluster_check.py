@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_shipped_files_pass(path: Path) -> None:
     report = check_cluster(path)
     assert report.mistakes == ()
     assert "whole cluster" in report.table()
+
+
+def test_the_template_makes_the_profiles_that_the_file_names() -> None:
+    types = yaml.safe_load(AWS.read_text(encoding="utf-8"))["available_node_types"]
+    named = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types.values()}
+    template = (ROOT / "deploy" / "aws_roles.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"InstanceProfileName: (\S+)", template)) == named
 
 
 Change = Callable[[dict[str, Any]], None]
@@ -85,6 +93,9 @@ PLANTED: dict[str, tuple[Change, str]] = {
     ),
     "AWS value of the wrong kind": (
         _set(*_NODE, "node_config", "BlockDeviceMappings", 0, "Ebs", "VolumeSize", to="150"), "expected a whole number"
+    ),
+    "head that may not pass a role": (
+        _set("available_node_types", "head", "node_config", "IamInstanceProfile", to=None), "(iam:PassRole)"
     ),
     "mount that does not exist": (_set("file_mounts", "~/data", to="./no-such-folder"), "nothing to mount"),
     "unknown head type": (_set("head_node_type", to="haed"), "did you mean 'head'?"),

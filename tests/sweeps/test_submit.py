@@ -120,8 +120,9 @@ def test_runs_are_numbered_and_one_output_folder_has_one_run() -> None:
     )  # fmt: skip
     assert start_run(client, wanted).run_id == "my-1"
     assert api.jobs[0].given["entrypoint"] == (
-        "exec sweeps run 'my file.yaml' --out s3://b/my --store s3://b/s --set 'seeds=[0, 1]'"
+        "exec sweeps run 'my file.yaml' --out s3://b/my --store s3://b/s --grace 120 --set 'seeds=[0, 1]'"
     )
+    assert api.jobs[0].given["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "180"}
     with pytest.raises(ConfigError, match="my-1 is going on"):
         start_run(client, wanted)
     api.jobs[0].status.value = "FAILED"
@@ -131,6 +132,21 @@ def test_runs_are_numbered_and_one_output_folder_has_one_run() -> None:
     assert (answer["text"], answer["end"]) == ("second\n", 13)
     with pytest.raises(ConfigError, match="did you mean 'my-2'"):
         answers(client, {"action": "stop", "run_id": "my2"})
+
+
+def test_a_stopped_run_has_the_grace_that_was_asked_for(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray kills it later than the run itself gives its jobs up: so it ends by itself, and says so."""
+    api = _Jobs()
+    monkeypatch.setattr("sweeps.submit.connect", lambda _: api)
+    file = str(_sweep(folder, "toy_reviews"))
+    where = ("--address", "http://x", "--out", "s3://b/my", "--store", "s3://b/s")
+    result = cli("submit", file, *where, "--", "--grace", "600")
+    assert result.exit_code == 0, result.output
+    (job,) = api.jobs
+    assert job.given["entrypoint"].endswith("--grace 600 --grace 600")
+    assert job.given["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "660"}
 
 
 def test_one_line_of_many() -> None:
