@@ -116,7 +116,7 @@ def test_a_truncated_ledger_file_is_set_aside_and_its_trials_run_again(
     (note,) = (line for line in result.output.splitlines() if line.startswith("note: "))
     assert f"{file} is damaged and was set aside as damaged/" in note
     assert "its trials run again" in note
-    assert "1 of 1 jobs" in result.output
+    assert "1 of 1 job in" in result.output
     assert place.numbers() == before
     assert len(list((place.folder / "out" / folder / "damaged").iterdir())) == 1
     again = place.run()
