@@ -143,7 +143,7 @@ class ArtifactStore:
         return DamagedArtifactError(f"{said}; set aside as {self._set_aside(key, data)}")
 
     def _unsafe(self, key: str, data: bytes, why: str) -> UnsafeArtifactError:
-        """Set aside like a damaged one, but never built again unasked: who put it there is worth a question."""
+        """Set aside like a damaged one, but whoever met it fails: who put it there is worth a question."""
         return UnsafeArtifactError(
             f"artifact {key[:12]} was refused: {why}; nothing of it was loaded. It was set aside as "
             f"{self._set_aside(key, data)}; if you trust this store all the same, "

@@ -92,7 +92,7 @@ def test_export_and_predict_refuse_a_poisoned_artifact(place: Path, cli: Cli) ->
     assert poison_again.exit_code == 0
 
 
-def test_a_run_refuses_a_poisoned_artifact_and_builds_it_only_when_asked(
+def test_a_run_refuses_a_poisoned_artifact_in_one_line_and_a_rerun_ends_well(
     place: Path, cli: Cli, tiny_sweep: Write
 ) -> None:
     poison(place)
