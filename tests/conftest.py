@@ -249,12 +249,15 @@ def sweeps_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 def sweeps_process(sweeps_environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
     """Starts the command line in a process of its own: `sweeps_process("run", file, ...)`.
 
-    It leads a process group; stdout and stderr are one stream. `env` adds to its environment.
+    It leads a process group; stdout and stderr are one stream. `env` adds to its environment. It listens to Ctrl-C also
+    where the tests run in the background of a shell, which makes its children ignore it.
     """
+    words = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    words += "from sweeps.cli import main; main()"
 
     def start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", "from sweeps.cli import main; main()", *map(str, arguments)],
+            [sys.executable, "-c", words, *map(str, arguments)],
             env=sweeps_environment | (env or {}),
             start_new_session=True,
             stdout=subprocess.PIPE,

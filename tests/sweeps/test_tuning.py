@@ -254,7 +254,7 @@ def test_where_nothing_has_numbers_the_trials_fail_once(
     ((_, specs, cause),) = bench.ends
     assert cause is not None
     assert cause.error is not None
-    assert "none of the 6 settings" in cause.error
+    assert "the search tried 6 settings, and none has numbers" in cause.error
     assert len(specs) == 1
 
 
