@@ -74,7 +74,7 @@ coverage: $(DEV)
 	$(TESTS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
 
 e2e: $(DEV)
-	$(TEST_ENV) $(BIN)/python -m pytest -m cluster -s tests/e2e $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m cluster -s tests/e2e tests/faults $(PYTEST_ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

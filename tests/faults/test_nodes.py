@@ -23,7 +23,7 @@ def namespaces_work() -> bool:
     return tried.returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(not namespaces_work(), reason="needs Linux namespaces, iproute2 and util-linux")
 def test_a_sweep_outlives_its_nodes_and_its_head() -> None:
     """The numbers are the calm run's in the end; the exit code says so, and the report names each fault."""
