@@ -1,7 +1,7 @@
 # make quickstart   install into .venv, run the embedded sweep, write its report
 # make test         lint, types, tests
 # make coverage     the tests with coverage, of which 90 % is the least (a third slower)
-# make e2e          `ray up` on hosts made on this machine, and on a simulated AWS (root, sshd, rsync; 10 to 15 minutes)
+# make e2e          `ray up` on hosts made on this machine, and on a simulated AWS (root, sshd, rsync; 11 minutes)
 # make lint         ruff and mypy only
 # make format       let ruff rewrite what it can
 # make bench        JSON lines of ratios from each file in benchmarks/ (BENCH_ARGS=--strict: fail where one does not hold)
