@@ -27,7 +27,7 @@ from backdoor_core.errors import (
 )
 from backdoor_core.folder import Folder
 from backdoor_core.node_cache import NodeCache
-from backdoor_core.patience import is_full, is_missing, patiently, worded
+from backdoor_core.patience import is_full, is_missing, patiently, storage_errors, worded
 from backdoor_core.stock import Leaving, Published, leavings_in, published_in, still_left
 
 _LOG = logging.getLogger(__name__)
@@ -76,15 +76,16 @@ class ArtifactStore:
             raise self._damaged(key, data, f"its manifest cannot be read: {error}") from error
         try:
             check_names(manifest.files)
-            if self.folder.is_local:
-                local = Path(self.folder.path(manifest.place(key)))
-                check_tree(local, manifest.files, root=Path(self.folder.root))
-                bad = _differing(manifest, local)
-            else:
-                local, bad = self._copied(key, data, manifest)
-            if not bad:
-                check_contents(local, manifest.files)
-                return local
+            with storage_errors(self.folder.located(place_of(key))):
+                if self.folder.is_local:
+                    local = Path(self.folder.path(manifest.place(key)))
+                    check_tree(local, manifest.files, root=Path(self.folder.root))
+                    bad = _differing(manifest, local)
+                else:
+                    local, bad = self._copied(key, data, manifest)
+                if not bad:
+                    check_contents(local, manifest.files)
+                    return local
         except UnsafeArtifactError as error:
             raise self._unsafe(key, data, str(error)) from error
         raise self._damaged(
@@ -146,8 +147,8 @@ class ArtifactStore:
         """Set aside like a damaged one, but whoever met it fails: who put it there is worth a question."""
         return UnsafeArtifactError(
             f"artifact {key[:12]} was refused: {why}; nothing of it was loaded. It was set aside as "
-            f"{self._set_aside(key, data)}; if you trust this store all the same, "
-            "`sweeps rerun FILE --failed unsafe` builds it anew"
+            f"{self._set_aside(key, data)}; if you trust this store all the same, the same command builds it "
+            "anew (after a sweep: `sweeps rerun`, the sweep file, `--failed unsafe`)"
         )
 
     def _set_aside(self, key: str, data: bytes) -> str:
@@ -280,6 +281,7 @@ def _filled(
 ) -> Manifest:
     try:
         facts = write(folder)
+        _shared(folder)
         return Manifest.of_folder(folder, facts or {}, writer)
     except SweepError:  # some are OSErrors too, and say more
         raise
@@ -288,6 +290,14 @@ def _filled(
         if isinstance(error, OSError) or is_full(error):
             raise worded(str(folder), error) from error
         raise
+
+
+def _shared(folder: Path) -> None:
+    """Whoever may read the folder may read its files: safetensors writes its own for one user, whatever the umask."""
+    readers = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | readers)
 
 
 class Shelf:

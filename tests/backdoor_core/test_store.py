@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -61,6 +62,38 @@ def test_an_artifact_reads_as_it_was_written(own_store: ArtifactStore) -> None:
     assert (folder / "deep" / "two.model").read_bytes() == bytes(range(256))
     assert own_store.facts(KEY) == {"rows": 3}
     assert own_store.size_bytes(KEY) > 256
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    """safetensors writes files that only their owner may read; a store is there for several users."""
+
+    def write(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "own.txt").write_text("for one")
+        (folder / "deep" / "own.txt").chmod(0o600)
+
+    store = ArtifactStore(tmp_path / "store")
+    before = os.umask(0o027)
+    try:
+        store.put(KEY, write)
+    finally:
+        os.umask(before)
+    assert (store.open(KEY) / "deep" / "own.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    store = ArtifactStore(tmp_path / "store")
+    store.put(KEY, write_two)
+    monkeypatch.setattr("backdoor_core.store.check_tree", refused)
+    with pytest.raises(StorageError, match=rf"{KEY}: Permission denied; check that") as caught:
+        store.open(KEY)
+    assert caught.value.errno == errno.EACCES
+    assert store.has(KEY), "it is not set aside"
 
 
 def test_an_absent_artifact_is_no_damaged_one(own_store: ArtifactStore) -> None:
