@@ -108,7 +108,9 @@ def _check_shape(found: Findings, shape: Any, value: Any, keys: Keys) -> None:
     """`value` by a botocore shape: known members, kinds of values, and the words of an enumeration."""
     expected = {"structure": dict, "list": list, "string": str, "boolean": bool, "integer": int}
     kind = expected.get(shape.type_name)
-    if kind is not None and (not isinstance(value, kind) or (kind is int and value is True)):
+    if kind is not None and (
+        not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    ):
         found.mistake(keys, f"expected {_ARTICLE[shape.type_name]}, got {value!r}")
     elif kind is dict:
         members = shape.members
