@@ -17,6 +17,7 @@ from typing import Any
 from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
+from sweeps.cluster_counts import check_counts, check_sweeps, check_workers, most_workers
 from sweeps.cluster_file import (
     KUBERAY_KIND,
     ClusterNotes,
@@ -24,8 +25,7 @@ from sweeps.cluster_file import (
     read_cluster_source,
     read_notes,
 )
-from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
-from sweeps.cluster_growth import fits
+from sweeps.cluster_findings import Findings, NodeType, cost_table
 from sweeps.cluster_kuberay import check_manifest
 from sweeps.cluster_places import check_region, check_storage, note_placeholders
 from sweeps.cluster_providers import (
@@ -71,25 +71,13 @@ def check_source(source: Source, sweeps: Sequence[Path] = ()) -> ClusterReport:
             check_keys(found, value)
     else:
         nodes = check_manifest(found, value) if is_manifest else list(_check_launcher(found, value))
-        _check_workers(found, value, nodes)
+        check_workers(found, value, nodes)
         note_placeholders(found, value)
-        _check_sweeps(found, nodes, sweeps)
+        check_sweeps(found, nodes, sweeps)
     return ClusterReport(
         mistakes=tuple(dict.fromkeys(found.mistakes)), doubts=tuple(dict.fromkeys(found.doubts)),
-        nodes=tuple(nodes), most_workers=_most_workers(value, nodes),
+        nodes=tuple(nodes), most_workers=most_workers(value, nodes),
     )  # fmt: skip
-
-
-def _most_workers(value: dict[str, Any], nodes: Sequence[NodeType]) -> int:
-    most = sum(node.most for node in nodes if not node.is_head)
-    return int(value.get("max_workers", most)) if nodes else 0
-
-
-def _check_workers(found: Findings, value: dict[str, Any], nodes: Sequence[NodeType]) -> None:
-    workers = [node for node in nodes if not node.is_head]
-    if workers and not min(_most_workers(value, nodes), sum(node.most for node in workers)):
-        keys: Keys = ("max_workers",) if value.get("max_workers") == 0 else ()
-        found.mistake(keys, "at most 0 workers in all, so no job would run")
 
 
 def _section(value: dict[str, Any], key: str) -> dict[str, Any]:
@@ -110,7 +98,7 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     nodes = list(_node_types(found, value, kind, notes))
     if kind == "aws":
         check_head_role(found, value.get("head_node_type"), _section(value, "available_node_types"))
-    _check_counts(found, value, nodes)
+    check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)
     check_commands(found, value)
@@ -198,58 +186,6 @@ def _node_types(
             most=given.get("max_workers", 0 if name == head else value.get("max_workers", 0)),
             is_head=name == head, market=market_of(kind, config), hourly_usd=prices.get(name),
         )  # fmt: skip
-
-
-def _check_counts(found: Findings, value: dict[str, Any], nodes: Sequence[NodeType]) -> None:
-    """Workers: least and most, by type and together; and a head that would run jobs."""
-    most = value.get("max_workers", sum(node.most for node in nodes))
-    least = sum(node.least for node in nodes if not node.is_head)
-    if least > most:
-        keys: Keys = ("max_workers",) if "max_workers" in value else ()
-        found.mistake(
-            keys, f"at most {counted(most, 'worker')} in all, and the min_workers of the node types add up to {least}"
-        )  # fmt: skip
-    for node in nodes:
-        keys = ("available_node_types", node.name)
-        if node.least > node.most:
-            found.mistake(
-                (*keys, "min_workers"), f"{node.least} is above the max_workers of this node type, {node.most}"
-            )  # fmt: skip
-        if node.most > most and node.name in _section(value, "available_node_types"):
-            found.doubt(
-                (*keys, "max_workers"), f"{node.most} is above the max_workers of the whole file, {most}"
-            )  # fmt: skip
-        if node.is_head and node.resources.get("CPU", 0 if node.market == "own" else 1) > 0:
-            found.doubt(
-                (*keys, "resources"),
-                "the head would run jobs beside the driver; `resources: {CPU: 0}` keeps it free",
-            )
-
-
-def _check_sweeps(found: Findings, nodes: Sequence[NodeType], sweeps: Sequence[Path]) -> None:
-    """Each sweep's job fits a worker, and each worker with a GPU has a sweep that asks for one."""
-    from sweeps.config import load_sweep
-
-    workers = [node for node in nodes if not node.is_head and node.most]
-    asked = []
-    for file in sweeps:
-        resources = load_sweep(file).resources
-        request = {"CPU": resources.cpu, "GPU": resources.gpu, "memory": (resources.memory_gib or 0) * GIB}  # fmt: skip
-        asked.append(request)
-        if any(not node.resources for node in workers):
-            continue
-        if not any(fits(node.resources, request) for node in workers):
-            has = "; ".join(f"{node.name} has {shown(node.resources)}" for node in workers)
-            found.mistakes.append(
-                f"{file.name}, resources: a job asks for {shown(request)}, "
-                f"and no node type has that: {has or 'no workers'}"
-            )
-    for node in workers if sweeps else ():
-        if node.resources.get("GPU") and not any(request["GPU"] for request in asked):
-            found.doubt(
-                ("available_node_types", node.name, "resources"),
-                f"{node.name} has a GPU that no given sweep asks for (resources.gpu)",
-            )
 
 
 def refuse(path: Path, report: ClusterReport) -> None:

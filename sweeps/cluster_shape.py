@@ -48,13 +48,24 @@ def _map(values: Any) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": values}
 
 
-_SCHEDULING = _settings(provisioningModel=_TEXT, preemptible={"type": "boolean"})
+_FLAG = {"type": "boolean"}
+_SCHEDULING = _settings(
+    provisioningModel={"enum": ["SPOT", "STANDARD", "FLEX_START", "RESERVATION_BOUND"], "description": "SPOT or STANDARD"},
+    preemptible=_FLAG, automaticRestart=_FLAG, instanceTerminationAction=_TEXT, onHostMaintenance=_TEXT,
+)  # fmt: skip
+_DISK = _settings(
+    boot=_FLAG, autoDelete=_FLAG, type=_TEXT, deviceName=_TEXT,
+    initializeParams=_settings(
+        diskSizeGb={"type": ["integer", "string"], "minimum": 1, "pattern": r"^\d+$", "description": "whole GB"},
+        sourceImage=_TEXT, diskType=_TEXT,
+    ),
+)  # fmt: skip
 _NODE_CONFIG = _settings(
     InstanceMarketOptions=_settings(MarketType=_TEXT),
     IamInstanceProfile={"type": "object"},
     machineType=_TEXT,
-    disks=_list({"type": "object"}),
-    serviceAccounts=_list({"type": "object"}),
+    disks=_list(_DISK),
+    serviceAccounts=_list(_settings(email=_TEXT, scopes=_list(_TEXT))),
     scheduling={
         "type": ["object", "array"],
         "items": _SCHEDULING,
@@ -91,13 +102,14 @@ _GROUP = _settings(
         spec=_settings(
             containers=_list(
                 _settings(
-                    name=_WORDS, image=_TEXT, env=_ENVIRONMENT, ports=_list({"type": "object"}),
+                    name=_WORDS, image=_TEXT, env=_ENVIRONMENT,
+                    ports=_list(_settings(containerPort=_COUNT, name=_TEXT)),
                     resources=_settings(limits=_AMOUNTS, requests=_AMOUNTS),
                 )
             ),
             serviceAccountName=_TEXT,
             nodeSelector=_map(_TEXT),
-            tolerations=_list({"type": "object"}),
+            tolerations=_list(_settings(key=_TEXT, operator=_TEXT, value=_TEXT, effect=_TEXT)),
             terminationGracePeriodSeconds=_COUNT,
         ),
     ),
