@@ -26,12 +26,14 @@ from sweeps.cluster_file import (
     read_notes,
 )
 from sweeps.cluster_findings import Findings, NodeType, cost_table
+from sweeps.cluster_hosts import check_hosts, check_key
 from sweeps.cluster_kuberay import check_manifest
 from sweeps.cluster_places import check_region, check_storage, note_placeholders
 from sweeps.cluster_providers import (
     check_head_role,
     check_node_config,
     check_provider,
+    check_worker_roles,
     market_of,
 )
 from sweeps.cluster_shape import has_shape, ray_schema
@@ -98,6 +100,11 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     nodes = list(_node_types(found, value, kind, notes))
     if kind == "aws":
         check_head_role(found, value.get("head_node_type"), _section(value, "available_node_types"))
+        if notes and notes.storage:
+            check_worker_roles(found, value, notes.storage)
+    elif kind == "local":
+        check_hosts(found, value)
+    check_key(found, value)
     check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)
@@ -138,7 +145,7 @@ def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes | None:
             "put results and artifacts, such as s3://bucket/runs and s3://bucket/store",
         )  # fmt: skip
         return notes
-    check_storage(found, notes.storage)
+    check_storage(found, notes.storage, value)
     return notes
 
 

@@ -74,6 +74,11 @@ def _groups(found: Findings, value: dict[str, Any], spec: dict[str, Any]) -> Ite
     head = _inner(spec, "headGroupSpec")
     keys: Keys = ("spec", "headGroupSpec")
     found.unknown_keys(head, keys, _HEAD)
+    if (service := head.get("serviceType", "ClusterIP")) != "ClusterIP":
+        found.mistake(
+            (*keys, "serviceType"), f"expected ClusterIP, got {service!r}, which opens the dashboard and the other "
+            "ports of the head to the outside; kubectl port-forward reaches them too"
+        )  # fmt: skip
     resources = _check_group(found, keys, head)
     if resources.get("CPU", 0) > 0:
         found.doubt(

@@ -50,7 +50,9 @@ def _map(values: Any) -> dict[str, Any]:
 
 _FLAG = {"type": "boolean"}
 _SCHEDULING = _settings(
-    provisioningModel={"enum": ["SPOT", "STANDARD", "FLEX_START", "RESERVATION_BOUND"], "description": "SPOT or STANDARD"},
+    provisioningModel={
+        "enum": ["SPOT", "STANDARD", "FLEX_START", "RESERVATION_BOUND"], "description": "SPOT or STANDARD",
+    },
     preemptible=_FLAG, automaticRestart=_FLAG, instanceTerminationAction=_TEXT, onHostMaintenance=_TEXT,
 )  # fmt: skip
 _DISK = _settings(
@@ -76,6 +78,7 @@ _LAUNCHER = _settings(
     cluster_name=_WORDS,
     min_workers=_COUNT,
     max_workers=_COUNT,
+    auth=_settings(ssh_private_key=_WORDS),
     provider=_settings(
         type=_WORDS, head_ip=_WORDS, worker_ips=_list(_WORDS), project_id=_WORDS, coordinator_address=_WORDS
     ),
