@@ -17,32 +17,30 @@ from typing import Any
 from backdoor_core.counting import counted
 from backdoor_core.errors import ConfigError, DependencyError, unknown_name
 from sweeps.cluster_commands import check_commands, check_docker, check_image, check_mounts
+from sweeps.cluster_counts import check_counts, check_sweeps, check_workers, most_workers
 from sweeps.cluster_file import (
     KUBERAY_KIND,
     ClusterNotes,
     check_keys,
-    ray_schema,
     read_cluster_source,
     read_notes,
 )
-from sweeps.cluster_findings import GIB, Findings, NodeType, cost_table, shown
-from sweeps.cluster_growth import fits
+from sweeps.cluster_findings import Findings, NodeType, cost_table
+from sweeps.cluster_hosts import check_hosts, check_key
 from sweeps.cluster_kuberay import check_manifest
 from sweeps.cluster_places import check_region, check_storage, note_placeholders
 from sweeps.cluster_providers import (
     check_head_role,
     check_node_config,
     check_provider,
+    check_worker_roles,
     market_of,
 )
+from sweeps.cluster_shape import has_shape, ray_schema
 from sweeps.head import telling_line
-from sweeps.source import Keys
+from sweeps.source import Keys, Source
 
 _LOCAL_TYPE = "local.cluster.node"
-_KINDS = {
-    "number": "a number", "integer": "a whole number", "string": "a text", "boolean": "true or false",
-    "array": "a list", "object": "settings", "null": "nothing",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +59,27 @@ class ClusterReport:
 
 def check_cluster(path: Path, sweeps: Sequence[Path] = ()) -> ClusterReport:
     """Checks a cluster file, and that each job of `sweeps` fits one of its node types. Raises ConfigError: no YAML."""
-    source = read_cluster_source(path)
+    return check_source(read_cluster_source(path), sweeps)
+
+
+def check_source(source: Source, sweeps: Sequence[Path] = ()) -> ClusterReport:
+    """`check_cluster` for a file that was read. Its shape comes first: what has another is checked no further."""
     found = Findings(source=source)
     value: dict[str, Any] = source.value
-    if value.get("kind") == KUBERAY_KIND or "apiVersion" in value:
-        nodes = check_manifest(found, value)
-        most = sum(node.most for node in nodes if not node.is_head)
+    is_manifest = value.get("kind") == KUBERAY_KIND or "apiVersion" in value
+    nodes: list[NodeType] = []
+    if not has_shape(found, value, is_manifest=is_manifest):
+        if not is_manifest:
+            check_keys(found, value)
     else:
-        nodes = list(_check_launcher(found, value))
-        most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
-    note_placeholders(found, value)
-    _check_sweeps(found, nodes, sweeps)
+        nodes = check_manifest(found, value) if is_manifest else list(_check_launcher(found, value))
+        check_workers(found, value, nodes)
+        note_placeholders(found, value)
+        check_sweeps(found, nodes, sweeps)
     return ClusterReport(
         mistakes=tuple(dict.fromkeys(found.mistakes)), doubts=tuple(dict.fromkeys(found.doubts)),
-        nodes=tuple(nodes), most_workers=most,
+        nodes=tuple(nodes), most_workers=most_workers(value, nodes),
     )  # fmt: skip
-
-
-def _whole(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _section(value: dict[str, Any], key: str) -> dict[str, Any]:
@@ -100,7 +100,12 @@ def _check_launcher(found: Findings, value: dict[str, Any]) -> Iterator[NodeType
     nodes = list(_node_types(found, value, kind, notes))
     if kind == "aws":
         check_head_role(found, value.get("head_node_type"), _section(value, "available_node_types"))
-    _check_counts(found, value, nodes)
+        if notes and notes.storage:
+            check_worker_roles(found, value, notes.storage)
+    elif kind == "local":
+        check_hosts(found, value)
+    check_key(found, value)
+    check_counts(found, value, nodes)
     check_docker(found, value)
     check_mounts(found, value)
     check_commands(found, value)
@@ -123,26 +128,16 @@ def _check_by_ray(found: Findings, value: dict[str, Any]) -> None:
             validate_config(prepare_config(copy.deepcopy(value)))
             return
         except Exception as error:  # jsonschema's, click's, ValueError, RuntimeError, KeyError
-            message = _kind_expected(error) or str(getattr(error, "message", error)).strip()
+            message = str(getattr(error, "message", error)).strip()
             path: Keys = tuple(getattr(error, "absolute_path", ()))
     found.mistake(path, f"Ray refuses this: {telling_line(message or said.getvalue())}")
 
 
-def _kind_expected(error: Exception) -> str:
-    """A jsonschema error about the kind of a value, in this project's words; "" for any other."""
-    if getattr(error, "validator", None) != "type":
-        return ""
-    kinds = vars(error)["validator_value"]
-    names = [kinds] if isinstance(kinds, str) else list(kinds)
-    words = " or ".join(_KINDS.get(name, name) for name in names)
-    return f"expected {words}, got {vars(error)['instance']!r}"
-
-
-def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
-    """The `metadata` section, and the storage in it."""
+def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes | None:
+    """The `metadata` section, and the storage in it; None where it has mistakes."""
     notes = read_notes(found, value)
     if notes is None:
-        return ClusterNotes(sweeps="sweeps")
+        return None
     keys: Keys = ("metadata",) if "metadata" in value else ()
     if notes.storage is None:
         found.mistake(
@@ -150,17 +145,17 @@ def _check_notes(found: Findings, value: dict[str, Any]) -> ClusterNotes:
             "put results and artifacts, such as s3://bucket/runs and s3://bucket/store",
         )  # fmt: skip
         return notes
-    check_storage(found, notes.storage)
+    check_storage(found, notes.storage, value)
     return notes
 
 
 def _node_types(
-    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes
+    found: Findings, value: dict[str, Any], kind: str, notes: ClusterNotes | None
 ) -> Iterator[NodeType]:
     """The node types of the file, each checked; the hosts of the local provider are of one type."""
     types = _section(value, "available_node_types")
     head = value.get("head_node_type")
-    prices = notes.hourly_usd
+    prices = notes.hourly_usd if notes else {}
     names = [_LOCAL_TYPE] if kind == "local" else list(types)
     for name in prices:
         if name not in names:
@@ -185,79 +180,19 @@ def _node_types(
     known = ray_schema()["available_node_types"]["patternProperties"][".*"]["properties"]
     for name, given in types.items():
         keys: Keys = ("available_node_types", name)
-        if not isinstance(given, dict):
-            found.mistake(keys, f"expected settings, got {given!r}")
-            continue
         found.unknown_keys(given, keys, known)
         config = _section(given, "node_config")
         check_node_config(found, kind, (*keys, "node_config"), config)
         for key, image in _section(given, "docker").items():
             if key.endswith("image"):
                 check_image(found, (*keys, "docker", key), image)
-        if name not in prices:
+        if notes and name not in prices:
             found.doubt(keys, "no price in metadata.hourly_usd; the costs below leave it out")
         yield NodeType(
-            name=name, resources=_section(given, "resources"), least=_whole(given.get("min_workers"), 0),
-            most=_whole(given.get("max_workers"), 0 if name == head else _whole(value.get("max_workers"), 0)),
+            name=name, resources=_section(given, "resources"), least=given.get("min_workers", 0),
+            most=given.get("max_workers", 0 if name == head else value.get("max_workers", 0)),
             is_head=name == head, market=market_of(kind, config), hourly_usd=prices.get(name),
         )  # fmt: skip
-
-
-def _check_counts(found: Findings, value: dict[str, Any], nodes: Sequence[NodeType]) -> None:
-    """Workers: least and most, by type and together; and a head that would run jobs."""
-    most = _whole(value.get("max_workers"), sum(node.most for node in nodes))
-    least = sum(node.least for node in nodes if not node.is_head)
-    if most < 0:
-        found.mistake(("max_workers",), f"expected 0 or more, got {most}")
-        return
-    if least > most:
-        keys: Keys = ("max_workers",) if "max_workers" in value else ()
-        found.mistake(
-            keys, f"at most {counted(most, 'worker')} in all, and the min_workers of the node types add up to {least}"
-        )  # fmt: skip
-    for node in nodes:
-        keys = ("available_node_types", node.name)
-        if node.least > node.most:
-            found.mistake(
-                (*keys, "min_workers"), f"{node.least} is above the max_workers of this node type, {node.most}"
-            )  # fmt: skip
-        if node.most > most and node.name in _section(value, "available_node_types"):
-            found.doubt(
-                (*keys, "max_workers"), f"{node.most} is above the max_workers of the whole file, {most}"
-            )  # fmt: skip
-        if node.is_head and node.resources.get("CPU", 0 if node.market == "own" else 1) > 0:
-            found.doubt(
-                (*keys, "resources"),
-                "the head would run jobs beside the driver; `resources: {CPU: 0}` keeps it free",
-            )
-    if not any(node.most for node in nodes if not node.is_head):
-        found.doubt((), "no node type may have workers, so no job would run")
-
-
-def _check_sweeps(found: Findings, nodes: Sequence[NodeType], sweeps: Sequence[Path]) -> None:
-    """Each sweep's job fits a worker, and each worker with a GPU has a sweep that asks for one."""
-    from sweeps.config import load_sweep
-
-    workers = [node for node in nodes if not node.is_head and node.most]
-    asked = []
-    for file in sweeps:
-        resources = load_sweep(file).resources
-        request = {"CPU": resources.cpu, "GPU": resources.gpu, "memory": (resources.memory_gib or 0) * GIB}  # fmt: skip
-        asked.append(request)
-        if any(not node.resources for node in workers):
-            continue
-        if not any(fits(node.resources, request) for node in workers):
-            has = "; ".join(f"{node.name} has {shown(node.resources)}" for node in workers)
-            found.mistakes.append(
-                f"{file.name}, resources: a job asks for {shown(request)}, "
-                f"and no node type has that: {has or 'no workers'}"
-            )
-    for node in workers if sweeps else ():
-        if node.resources.get("GPU") and not any(request["GPU"] for request in asked):
-            found.doubt(
-                ("available_node_types", node.name, "resources"),
-                f"{node.name} has a GPU that no given sweep asks for (resources.gpu)",
-            )
 
 
 def refuse(path: Path, report: ClusterReport) -> None:

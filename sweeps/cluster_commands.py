@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import stat
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.cluster_findings import Findings
-from sweeps.source import Keys
+from sweeps.source import Keys, dotted
 
 START_COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
 SETUP_COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands")
+_PYTHON = re.compile(r"-(py3\d+)\b")
 _IMAGE = re.compile(r"^(?P<name>[^@]+?)(?::(?P<tag>[^:/@]+))?(?P<digest>@sha256:[0-9a-f]{64})?$")
 
 
@@ -27,6 +29,7 @@ def check_commands(found: Findings, value: dict[str, Any]) -> None:
             )
         for keys, text in starts:
             _check_start(found, keys, text, value, is_head=section.startswith("head"))
+    _check_ports(found, value)
     setup = [text for section in SETUP_COMMANDS for _, text in _commands(value, section)]
     if setup and not any("constraints.txt" in text for text in setup):
         found.mistake(
@@ -35,6 +38,38 @@ def check_commands(found: Findings, value: dict[str, Any]) -> None:
         )
     elif not setup:
         found.doubt((), "no setup_commands: the nodes must have the project already")
+
+
+def _check_ports(found: Findings, value: dict[str, Any]) -> None:
+    """A worker joins at the port that the head listens on; Ray's own is 6379."""
+    head = [text for _, text in _commands(value, START_COMMANDS[0]) if "ray start" in text]
+    if not head:
+        return
+    named = re.search(r"--port[= ](\d+)", head[0])
+    port = named[1] if named else "6379"
+    for keys, text in _commands(value, START_COMMANDS[1]):
+        asked = re.search(r"ray start\b.*?--address[= ]\S*?:(\d+)", text)
+        if asked and asked[1] != port:
+            found.mistake(
+                keys, f"the worker looks for the head at port {asked[1]}, and it listens at {port}"
+            )
+
+
+def _check_scorer(found: Findings, keys: Keys, text: str) -> None:
+    """The scorer is imported by Ray on the head; one that cannot be ends the autoscaler there."""
+    named = re.search(r"RAY_AUTOSCALER_UTILIZATION_SCORER=[\"']?([^\s;\"']+)", text)
+    if named is None:
+        return
+    try:
+        is_function = callable(pkgutil.resolve_name(named[1]))
+        why = "" if is_function else "it is no function"
+    except Exception as error:  # whatever a module raises when it is imported
+        why = " ".join(str(error).split())
+    if why:
+        found.mistake(
+            keys, f"RAY_AUTOSCALER_UTILIZATION_SCORER={named[1]} cannot be imported here ({why}); expected "
+            "sweeps.node_choice.score",
+        )  # fmt: skip
 
 
 def _commands(value: dict[str, Any], section: str) -> Iterator[tuple[Keys, str]]:
@@ -71,6 +106,7 @@ def _check_start(
             keys,
             "without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is ever started",
         )
+    _check_scorer(found, keys, text)
     if "RAY_enable_autoscaler_v2=0" in text:
         return
     if (value.get("provider") or {}).get("type") == "local":
@@ -117,6 +153,7 @@ def check_docker(found: Findings, value: dict[str, Any]) -> None:
     images = {key: docker[key] for key in ("image", "head_image", "worker_image") if key in docker}
     for key, image in images.items():
         check_image(found, ("docker", key), image)
+    _check_pythons(found, value, images)
     provider = (value.get("provider") or {}).get("type")
     if not images and provider in ("aws", "gcp"):
         found.mistake(
@@ -128,6 +165,21 @@ def check_docker(found: Findings, value: dict[str, Any]) -> None:
         found.mistake(
             ("docker",), "container_name is missing, and Ray then leaves the image unused"
         )
+
+
+def _check_pythons(found: Findings, value: dict[str, Any], images: dict[str, str]) -> None:
+    """Ray refuses a node whose Python is another than the head's; the tag of Ray's own images names it."""
+    placed: dict[Keys, str] = {("docker", key): image for key, image in images.items()}
+    for name, given in value.get("available_node_types", {}).items():
+        for key, image in given.get("docker", {}).items():
+            placed[("available_node_types", name, "docker", key)] = str(image)
+    named = {keys: match[1] for keys, image in placed.items() if (match := _PYTHON.search(image))}
+    first = next(iter(named), None)
+    for keys, python in named.items():
+        if first and python != named[first]:
+            found.mistake(
+                keys, f"an image with Python {python}, and {dotted(first)} has {named[first]}; both must be the same"
+            )  # fmt: skip
 
 
 def check_mounts(found: Findings, value: dict[str, Any]) -> None:

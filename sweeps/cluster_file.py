@@ -6,16 +6,15 @@ the command that starts a sweep on the head stand there.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backdoor_core.errors import ConfigError
 from sweeps.cluster_findings import Findings
+from sweeps.cluster_shape import has_shape, ray_schema
 from sweeps.source import Source, read_source
 
 KUBERAY_KIND = "RayCluster"
@@ -32,12 +31,15 @@ class StoragePlaces(BaseModel):
     store: str = Field(description="artifact store, shared by all runs")
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
 class ClusterNotes(BaseModel):
     """The `metadata` of a cluster file, which Ray does not read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hourly_usd: dict[str, float] = Field(default_factory=dict, description="by node type")
+    hourly_usd: dict[str, Price] = Field(default_factory=dict, description="by node type")
     storage: StoragePlaces | None = None
     sweeps: str = Field("sweeps", description="the shell words that start `sweeps` on the head")
 
@@ -62,16 +64,6 @@ def read_cluster_source(path: Path) -> Source:
     if not isinstance(source.value, dict):
         raise ConfigError(f"{path.name}: expected the settings of a cluster, got {source.value!r}")
     return source
-
-
-@cache
-def ray_schema() -> dict[str, Any]:
-    """The settings that the installed Ray takes in a cluster file, by name, as JSON Schema."""
-    import ray.autoscaler
-
-    file = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["properties"]
-    return settings
 
 
 def check_keys(found: Findings, value: dict[str, Any]) -> None:
@@ -116,6 +108,7 @@ def load_cluster(path: Path) -> ClusterFile:
         )
     found = Findings(source=source)
     check_keys(found, source.value)
+    has_shape(found, source.value, is_manifest=False)
     notes = read_notes(found, source.value)
     if notes is None or found.mistakes:
         raise ConfigError("\n".join(found.mistakes))

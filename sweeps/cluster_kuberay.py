@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from sweeps.cluster_commands import check_image
 from sweeps.cluster_findings import Findings, NodeType
+from sweeps.cluster_shape import QUANTITY
 from sweeps.source import Keys
 
 _PRICE = "hourly-usd/"
@@ -26,7 +28,10 @@ _GROUP = {
     "groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template", "scaleStrategy",
     "suspend", "idleTimeoutSeconds", "resources", "labels",
 }  # fmt: skip
-_BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6, "G": 10**9}  # fmt: skip
+_ENDINGS = {
+    **{ending: 1000.0**power for power, ending in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)},
+    **{f"{ending}i": 1024.0**power for power, ending in enumerate("KMGTPE", 1)},
+}  # fmt: skip
 
 
 def check_manifest(found: Findings, value: dict[str, Any]) -> list[NodeType]:
@@ -69,6 +74,11 @@ def _groups(found: Findings, value: dict[str, Any], spec: dict[str, Any]) -> Ite
     head = _inner(spec, "headGroupSpec")
     keys: Keys = ("spec", "headGroupSpec")
     found.unknown_keys(head, keys, _HEAD)
+    if (service := head.get("serviceType", "ClusterIP")) != "ClusterIP":
+        found.mistake(
+            (*keys, "serviceType"), f"expected ClusterIP, got {service!r}, which opens the dashboard and the other "
+            "ports of the head to the outside; kubectl port-forward reaches them too"
+        )  # fmt: skip
     resources = _check_group(found, keys, head)
     if resources.get("CPU", 0) > 0:
         found.doubt(
@@ -87,8 +97,8 @@ def _groups(found: Findings, value: dict[str, Any], spec: dict[str, Any]) -> Ite
         name = group.get("groupName")
         if not name:
             found.mistake(keys, "groupName is missing")
-        least, most = int(group.get("minReplicas", 0)), int(group.get("maxReplicas", 0))
-        now = int(group.get("replicas", least))
+        least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
+        now = group.get("replicas", least)
         if not least <= now <= most:
             found.mistake(
                 keys, f"expected minReplicas <= replicas <= maxReplicas, got {least}, {now}, {most}"
@@ -101,13 +111,15 @@ def _groups(found: Findings, value: dict[str, Any], spec: dict[str, Any]) -> Ite
         found.mistake(("metadata", "annotations", f"{_PRICE}{name}"), f"there is no group {name!r}")
 
 
-def _price(found: Findings, prices: dict[str, Any], name: str) -> float | None:
+def _price(found: Findings, prices: dict[str, str], name: str) -> float | None:
     text = prices.pop(name, None)
-    try:
-        return None if text is None else float(text)
-    except (TypeError, ValueError):
-        found.mistake(("metadata", "annotations", f"{_PRICE}{name}"), f"expected a number, got {text!r}")  # fmt: skip
+    if text is None:
         return None
+    if not re.fullmatch(r"\d+(\.\d*)?", text):
+        keys: Keys = ("metadata", "annotations", f"{_PRICE}{name}")
+        found.mistake(keys, f'expected a price such as "1.006", got {text!r}')
+        return None
+    return float(text)
 
 
 def _check_group(found: Findings, keys: Keys, group: dict[str, Any]) -> dict[str, float]:
@@ -141,24 +153,19 @@ def _check_group(found: Findings, keys: Keys, group: dict[str, Any]) -> dict[str
         )  # fmt: skip
     limits = _inner(_inner(containers[0], "resources"), "limits")
     has = {
-        "CPU": float((params or {}).get("num-cpus", _cpus(limits.get("cpu", 0)))),
-        "GPU": float((params or {}).get("num-gpus", limits.get("nvidia.com/gpu", 0))),
-        "memory": _memory(limits.get("memory", 0)),
+        "CPU": float((params or {}).get("num-cpus", _amount(limits.get("cpu", 0)))),
+        "GPU": float((params or {}).get("num-gpus", _amount(limits.get("nvidia.com/gpu", 0)))),
+        "memory": _amount(limits.get("memory", 0)),
     }
     return {name: amount for name, amount in has.items() if amount}
 
 
-def _cpus(text: Any) -> float:
-    words = str(text)
-    return float(words[:-1]) / 1000 if words.endswith("m") else float(words)
-
-
-def _memory(text: Any) -> float:
-    words = str(text)
-    for ending, factor in _BYTES.items():
-        if words.endswith(ending):
-            return float(words.removesuffix(ending)) * factor
-    return float(words)
+def _amount(written: Any) -> float:
+    """An amount as Kubernetes writes it."""
+    match = re.fullmatch(QUANTITY, str(written))
+    assert match is not None, "has_shape looked before"
+    number, ending = match[1], match[2] or ""
+    return float(number) * _ENDINGS[ending] if ending in _ENDINGS else float(number + ending)
 
 
 def _check_token(found: Findings, spec: dict[str, Any]) -> None:

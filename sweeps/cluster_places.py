@@ -18,8 +18,12 @@ _AWS_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-\d")
 _GOOGLE_REGION = re.compile(r"[a-z]+(-[a-z]+)+\d+")
 
 
-def check_storage(found: Findings, storage: StoragePlaces) -> None:
+def check_storage(found: Findings, storage: StoragePlaces, value: dict[str, Any]) -> None:
     """`out` and `store` are URLs that can be used, or folders that every node may have mounted."""
+    kind = value["provider"].get("type") if "provider" in value else None
+    mounts = any(
+        re.search(r"\bmount", text) for keys, text in texts_in(value) if "commands" in str(keys)
+    )
     for name, place in (("out", storage.out), ("store", storage.store)):
         keys: Keys = ("metadata", "storage", name)
         try:
@@ -31,6 +35,12 @@ def check_storage(found: Findings, storage: StoragePlaces) -> None:
             found.mistake(
                 keys, "expected a place that every node reaches (s3://..., gs://..., or the absolute path of a "
                 f"shared folder), got {place!r}",
+            )  # fmt: skip
+        elif address.is_local and kind in ("aws", "gcp") and not mounts:
+            bucket = "s3" if kind == "aws" else "gs"
+            found.mistake(
+                keys, f"{place} is a folder of each node, and goes with the node: no command mounts anything there; "
+                f"expected a bucket such as {bucket}://bucket/{name}",
             )  # fmt: skip
 
 

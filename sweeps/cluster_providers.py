@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
 from backdoor_core.errors import nearest
+from sweeps.cluster_file import StoragePlaces
 from sweeps.cluster_findings import Findings
-from sweeps.source import Keys
+from sweeps.source import Keys, texts_in
 
 # Set or read by Ray, and no parameters of the cloud.
 _RAYS_OWN = frozenset({"SubnetIds"})
@@ -41,6 +43,8 @@ def check_provider(found: Findings, provider: dict[str, Any]) -> None:
     kind = provider.get("type")
     if kind in PROVIDER_KEYS:
         found.unknown_keys(provider, ("provider",), PROVIDER_KEYS[str(kind)], f"setting of {kind}:")
+    if kind == "gcp" and "project_id" not in provider:
+        found.mistake(("provider",), "project_id is missing: the project that pays for the nodes")
     if kind == "aws" and provider.get("cache_stopped_nodes") is not False:
         found.mistake(
             ("provider", "cache_stopped_nodes") if "cache_stopped_nodes" in provider else ("provider",),
@@ -67,10 +71,7 @@ def check_node_config(found: Findings, kind: str, keys: Keys, config: dict[str, 
 
 def check_head_role(found: Findings, head: Any, types: dict[str, Any]) -> None:
     """On AWS: a head that starts workers with an instance profile must be allowed to hand that over."""
-    configs = {
-        name: (given.get("node_config") or {}) if isinstance(given, dict) else {}
-        for name, given in types.items()
-    }
+    configs = {name: given.get("node_config", {}) for name, given in types.items()}
     own = [name for name, config in configs.items() if "IamInstanceProfile" in config]
     if own and head in configs and head not in own:
         found.mistake(
@@ -81,13 +82,32 @@ def check_head_role(found: Findings, head: Any, types: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+def check_worker_roles(found: Findings, value: dict[str, Any], storage: StoragePlaces) -> None:
+    """On AWS: a worker writes to the bucket by its instance profile; without one, only by keys that are handed over."""
+    if not any(place.startswith("s3:") for place in (storage.out, storage.store)):
+        return
+    if any(
+        re.search(r"AWS_ACCESS_KEY_ID|\.aws\b", str(keys) + text) for keys, text in texts_in(value)
+    ):
+        return
+    for name, given in value.get("available_node_types", {}).items():
+        if name != value.get("head_node_type") and "IamInstanceProfile" not in given.get(
+            "node_config", {}
+        ):
+            found.mistake(
+                ("available_node_types", name, "node_config"),
+                "IamInstanceProfile is missing, so this worker may not use the bucket of metadata.storage; "
+                "deploy/aws_roles.yaml makes a profile",
+            )  # fmt: skip
+
+
 def market_of(kind: str, config: dict[str, Any]) -> str:
     """How the cloud sells such a node."""
     if kind == "aws":
-        options = config.get("InstanceMarketOptions") or {}
+        options = config.get("InstanceMarketOptions", {})
         return "spot" if options.get("MarketType") == "spot" else "on-demand"
     if kind == "gcp":
-        scheduling = config.get("scheduling") or {}
+        scheduling = config.get("scheduling", {})
         if isinstance(scheduling, list):
             scheduling = scheduling[0] if scheduling else {}
         spot = scheduling.get("preemptible") or scheduling.get("provisioningModel") == "SPOT"
@@ -108,7 +128,9 @@ def _check_shape(found: Findings, shape: Any, value: Any, keys: Keys) -> None:
     """`value` by a botocore shape: known members, kinds of values, and the words of an enumeration."""
     expected = {"structure": dict, "list": list, "string": str, "boolean": bool, "integer": int}
     kind = expected.get(shape.type_name)
-    if kind is not None and (not isinstance(value, kind) or (kind is int and value is True)):
+    if kind is not None and (
+        not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    ):
         found.mistake(keys, f"expected {_ARTICLE[shape.type_name]}, got {value!r}")
     elif kind is dict:
         members = shape.members
