@@ -59,7 +59,9 @@ def test_no_value_ends_in_a_traceback(path: Path) -> None:
     for keys in _places(source.value):
         for wrong in WRONG:
             try:
-                mistakes = check_source(_changed(source, keys, wrong)).mistakes
+                report = check_source(_changed(source, keys, wrong))
+                mistakes = report.mistakes
+                assert report.table()
             except ConfigError as error:
                 mistakes = (str(error),)
             same_kind = wrong is _TAKEN_OUT or _kind(_at(source.value, keys)) == _kind(wrong)
