@@ -6,6 +6,7 @@ restore is never used. What was measured on Ray 2.60 and led to these settings i
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -275,6 +276,8 @@ def run_with_tune(
         tune.PlacementGroupFactory([bundle(resources)]),
     )
     survive_the_memory_monitor()
+    # Cycles in what Tune leaves of a former run in this process hold its workers: this run would wait for their CPUs.
+    gc.collect()
     # Else one trial at a time waits for its worker, and the workers (and new nodes) start one after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
     searcher = _ReadyJobs(schedule, should_stop)
