@@ -62,23 +62,23 @@ def _check_scorer(found: Findings, keys: Keys, text: str) -> None:
     named = re.search(r"RAY_AUTOSCALER_UTILIZATION_SCORER=[\"']?([^\s;\"']+)", text)
     if named is None:
         return
-    package = named[1].partition(".")[0]
-    why = ""
-    if (
-        package != _OURS
-    ):  # a check runs nobody's code: of other packages only whether they are there
-        if not package.isidentifier() or find_spec(package) is None:
-            why = f"there is no package {package!r}"
-    else:
-        try:
-            why = "" if callable(pkgutil.resolve_name(named[1])) else "it is no function"
-        except (ImportError, AttributeError, ValueError) as error:
-            why = " ".join(str(error).split())
-    if why:
+    if why := _not_importable(named[1]):
         found.mistake(
             keys, f"RAY_AUTOSCALER_UTILIZATION_SCORER={named[1]} cannot be imported here ({why}); expected "
             "sweeps.node_choice.score",
         )  # fmt: skip
+
+
+def _not_importable(name: str) -> str:
+    """Why `package.module.function` cannot be imported; "" where it can. A check runs no code but the project's own."""
+    package = name.partition(".")[0]
+    if package != _OURS:
+        there = package.isidentifier() and find_spec(package) is not None
+        return "" if there else f"there is no package {package!r}"
+    try:
+        return "" if callable(pkgutil.resolve_name(name)) else "it is no function"
+    except (ImportError, AttributeError, ValueError) as error:
+        return " ".join(str(error).split())
 
 
 def _commands(value: dict[str, Any], section: str) -> Iterator[tuple[Keys, str]]:

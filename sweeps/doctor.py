@@ -276,11 +276,8 @@ def ray_starts() -> Iterator[Finding]:
         start_ray()
         took = time.perf_counter() - start
         have = ray.cluster_resources()
-        cpus, gpus = (
-            counted(int(have.get("CPU", 0)), "CPU"),
-            counted(int(have.get("GPU", 0)), "GPU"),
-        )
-        found = f"{cpus}, {gpus}, ready in {took:.1f} s"
+        counts = ", ".join(counted(int(have.get(name, 0)), name) for name in ("CPU", "GPU"))
+        found = f"{counts}, ready in {took:.1f} s"
         yield _ok("ray", found)
         yield ports()
         yield worker()
